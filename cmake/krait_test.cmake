@@ -1,0 +1,11 @@
+# krait_tests(NAME source..): one GoogleTest program; each of its tests is a ctest entry of its own.
+include(GoogleTest)
+function(krait_tests name)
+  add_executable(${name} ${ARGN})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PRIVATE krait GTest::gtest GTest::gtest_main OpenMP::OpenMP_CXX hwy::hwy
+    nlohmann_json::nlohmann_json)
+  target_compile_definitions(${name} PRIVATE KRAIT_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  krait_compile_options(${name})
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 600)
+endfunction()

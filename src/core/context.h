@@ -1,0 +1,40 @@
+// Context: everything an op needs besides its arguments. The engine (which implementation runs), how many threads it may use,
+// scratch memory, and the engine's own state (cached primitives; on a GPU its stream). One thread uses a Context at a time; on
+// the CPU that thread is the one that enters OpenMP.
+#pragma once
+
+#include <memory>
+
+#include "core/arena.h"
+
+namespace krait {
+
+struct Engine;  // ops/engine.h
+
+class Context {
+ public:
+  // threads: 0 takes the number of cores this process may run on.
+  explicit Context(const Engine& engine, int threads = 0);
+
+  const Engine& engine() const { return *engine_; }
+  int threads() const { return threads_; }
+  Arena& workspace() { return workspace_; }
+
+  // Linear algebra whose result for a row does not depend on how many rows there are (docs/numerics.md); slower.
+  bool batch_invariant = false;
+
+  // Made by the engine on first use, owned here.
+  template <class T>
+  T& engine_state() {
+    if (!engine_state_) engine_state_ = std::make_shared<T>();
+    return *static_cast<T*>(engine_state_.get());
+  }
+
+ private:
+  const Engine* engine_;
+  int threads_;
+  Arena workspace_;
+  std::shared_ptr<void> engine_state_;
+};
+
+}  // namespace krait

@@ -1,0 +1,38 @@
+// Errors. `Error` is for the world outside (files, flags, requests): one line that says what went wrong, where, what was
+// expected and what was found. `KRAIT_CHECK` guards our own invariants; it is on in release builds.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace krait {
+
+// what: the failure in a few words. where: file, field or flag it concerns. expected / got: may be empty.
+class Error : public std::runtime_error {
+ public:
+  explicit Error(const std::string& what, const std::string& where = {},
+                 const std::string& expected = {}, const std::string& got = {});
+
+  const std::string& where() const { return where_; }
+  const std::string& expected() const { return expected_; }
+  const std::string& got() const { return got_; }
+
+ private:
+  std::string where_, expected_, got_;
+};
+
+// A broken invariant of the library: a bug, not bad input.
+class CheckFailure : public std::logic_error {
+  using std::logic_error::logic_error;
+};
+
+[[noreturn]] void check_failed(const char* condition, const char* file, int line,
+                               const std::string& message = {});
+
+}  // namespace krait
+
+#define KRAIT_CHECK(condition, ...)                                                     \
+  do {                                                                                  \
+    if (!(condition)) [[unlikely]]                                                      \
+      ::krait::check_failed(#condition, __FILE__, __LINE__ __VA_OPT__(, ) __VA_ARGS__); \
+  } while (0)

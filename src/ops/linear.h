@@ -1,0 +1,28 @@
+// Linear: y = x weight^T + bias.  Gradients: dx = dy weight,  dweight += dy^T x,  dbias += sum_t dy_t.
+// The rows of x, y, dy and dx may be strided; weight is contiguous.
+#pragma once
+
+#include "core/context.h"
+#include "ops/cost.h"
+
+namespace krait {
+
+struct Linear {
+  Tensor x;       // (tokens, in_features)        T
+  Tensor weight;  // (out_features, in_features)  T
+  Tensor bias;    // (out_features)               f32; none: no bias
+  Tensor y;       // (tokens, out_features)       T or f32
+};
+
+struct LinearGrad {
+  Tensor dy;       // (tokens, out_features)       T
+  Tensor dx;       // (tokens, in_features)        T; none: not wanted
+  Tensor dweight;  // (out_features, in_features)  f32, added to; none: not wanted
+  Tensor dbias;    // (out_features)               f32, added to; none: not wanted
+};
+
+Cost linear_cost(const Linear&);
+void linear_fwd(Context&, const Linear&);
+void linear_bwd(Context&, const Linear&, const LinearGrad&);  // reads op.x and op.weight
+
+}  // namespace krait
