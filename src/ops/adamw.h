@@ -1,6 +1,7 @@
 // AdamW (Loshchilov & Hutter, arXiv 1711.05101), with gradient clipping by global norm in front:
-//   g = grad min(1, max_norm / (norm + 1e-6)),   m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
-//   param -= lr weight_decay param + lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
+//   g = grad min(1, max_norm / (norm + 1e-6)),   m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 -
+//   beta2) g^2 param -= lr weight_decay param + lr (m / (1 - beta1^step)) / (sqrt(v / (1 -
+//   beta2^step)) + eps)
 #pragma once
 
 #include <span>

@@ -12,12 +12,14 @@ void check_tensor(const Tensor& t, const char* name, DType dtype,
   KRAIT_CHECK(t.dtype == dtype, message() + ", needs " + name_of(dtype));
   size_t i = 0;
   for (int64_t extent : shape) {
-    KRAIT_CHECK(extent < 0 || t.shape[i] == extent,
-                message() + ", needs extent " + std::to_string(extent) + " in dimension " + std::to_string(i));
+    KRAIT_CHECK(extent < 0 || t.shape[i] == extent, message() + ", needs extent " +
+                                                        std::to_string(extent) + " in dimension " +
+                                                        std::to_string(i));
     ++i;
   }
   KRAIT_CHECK(t.data != nullptr || t.size() == 0, message() + " without memory");
-  KRAIT_CHECK(t.stride[i - 1] == 1 || t.shape[i - 1] <= 1, message() + ", last dimension not contiguous");
+  KRAIT_CHECK(t.stride[i - 1] == 1 || t.shape[i - 1] <= 1,
+              message() + ", last dimension not contiguous");
 }
 
 void check_optional(const Tensor& t, const char* name, DType dtype,
@@ -40,13 +42,15 @@ void check_slots(const Tensor& slot, const Tensor& state, int64_t num_seqs) {
   }
 }
 
-void check_sequences(const Tensor& seq_start, const Tensor& slot, const Tensor& state, int64_t tokens) {
+void check_sequences(const Tensor& seq_start, const Tensor& slot, const Tensor& state,
+                     int64_t tokens) {
   check_tensor(seq_start, "seq_start", DType::i32, {-1});
   const int64_t num_seqs = seq_start.shape[0] - 1;
   KRAIT_CHECK(num_seqs >= 0);
   const int32_t* start = seq_start.ptr<int32_t>();
   KRAIT_CHECK(start[0] == 0 && start[num_seqs] == tokens, "seq_start must run from 0 to tokens");
-  for (int64_t i = 0; i < num_seqs; ++i) KRAIT_CHECK(start[i] <= start[i + 1], "seq_start decreases");
+  for (int64_t i = 0; i < num_seqs; ++i)
+    KRAIT_CHECK(start[i] <= start[i + 1], "seq_start decreases");
   check_slots(slot, state, num_seqs);
 }
 

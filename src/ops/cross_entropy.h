@@ -1,4 +1,5 @@
-// Cross entropy fused with the language model's head: logits = x weight^T exist for a few rows at a time only.
+// Cross entropy fused with the language model's head: logits = x weight^T exist for a few rows at a
+// time only.
 //   loss_t = log sum_v exp(logit_tv) - logit_t[target_t]          natural log; 0 where target_t < 0
 #pragma once
 

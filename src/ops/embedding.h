@@ -1,4 +1,5 @@
-// Embedding: y_t = weight[tokens_t].  Its gradient: dweight[v] += sum over t with tokens_t = v of dy_t, in order of t.
+// Embedding: y_t = weight[tokens_t].  Its gradient: dweight[v] += sum over t with tokens_t = v of
+// dy_t, in order of t.
 #pragma once
 
 #include "core/context.h"

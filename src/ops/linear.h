@@ -1,5 +1,5 @@
-// Linear: y = x weight^T + bias.  Gradients: dx = dy weight,  dweight += dy^T x,  dbias += sum_t dy_t.
-// The rows of x, y, dy and dx may be strided; weight is contiguous.
+// Linear: y = x weight^T + bias.  Gradients: dx = dy weight,  dweight += dy^T x,  dbias += sum_t
+// dy_t. The rows of x, y, dy and dx may be strided; weight is contiguous.
 #pragma once
 
 #include "core/context.h"

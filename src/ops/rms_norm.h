@@ -20,7 +20,8 @@ struct RmsNorm {
 // _bwd reads op.residual_out, op.rstd and op.weight.
 struct RmsNormGrad {
   Tensor dy;         // (tokens, d_model)  T
-  Tensor dresidual;  // (tokens, d_model)  R; in: gradient of residual_out from elsewhere; out: gradient of residual_in (= of x)
+  Tensor dresidual;  // (tokens, d_model)  R; in: gradient of residual_out from elsewhere; out:
+                     // gradient of residual_in (= of x)
   Tensor dx;         // (tokens, d_model)  T; a copy of the outgoing dresidual; none: not wanted
   Tensor dweight;    // (d_model)          f32, added to
 };

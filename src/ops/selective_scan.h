@@ -1,6 +1,9 @@
-// Selective scan (Mamba, eq. 2a-2b with A_bar = exp(delta A) and B_bar = delta B), over packed sequences:
-//   delta_t = softplus(dt_t + dt_bias),   h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,   y_t = (C_t h_t + D u_t) silu(z_t)
-// Channel c uses group c / (d_inner / n_groups) of B and C. h starts from the sequence's state, or at zero.
+// Selective scan (Mamba, eq. 2a-2b with A_bar = exp(delta A) and B_bar = delta B), over packed
+// sequences:
+//   delta_t = softplus(dt_t + dt_bias),   h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,   y_t =
+//   (C_t h_t + D u_t) silu(z_t)
+// Channel c uses group c / (d_inner / n_groups) of B and C. h starts from the sequence's state, or
+// at zero.
 #pragma once
 
 #include "core/context.h"
@@ -10,36 +13,42 @@ namespace krait {
 
 inline constexpr int64_t kMaxDState = 256;
 
-// Rows of every (tokens, ..) tensor may be strided, and a row stride of 0 repeats one row: they are views into in_proj's and
-// x_proj's outputs, or a constant in place of a selective parameter.
+// Rows of every (tokens, ..) tensor may be strided, and a row stride of 0 repeats one row: they are
+// views into in_proj's and x_proj's outputs, or a constant in place of a selective parameter.
 struct SelectiveScan {
-  Tensor u, dt;      // (tokens, d_inner)            T; dt before bias and softplus
-  Tensor A;          // (d_inner, d_state)           f32, -exp(A_log)
-  Tensor B, C;       // (tokens, n_groups, d_state)  T
-  Tensor D, dt_bias; // (d_inner)                    f32; none: zero
-  Tensor z;          // (tokens, d_inner)            T; none: no gate
-  Tensor seq_start;  // (num_seqs + 1)               i32, from 0 to tokens, not decreasing
-  Tensor state;      // (slots, d_inner, d_state)    f32; in: initial, out: final; none: starts at zero, not kept
-  Tensor slot;       // (num_seqs)                   i32, distinct; none: sequence i uses slot i
-  Tensor y;          // (tokens, d_inner)            T
-  Tensor saved;      // (selective_scan_saved_size)  f32, opaque: states at chunk starts, for _bwd; none: not kept
+  Tensor u, dt;       // (tokens, d_inner)            T; dt before bias and softplus
+  Tensor A;           // (d_inner, d_state)           f32, -exp(A_log)
+  Tensor B, C;        // (tokens, n_groups, d_state)  T
+  Tensor D, dt_bias;  // (d_inner)                    f32; none: zero
+  Tensor z;           // (tokens, d_inner)            T; none: no gate
+  Tensor seq_start;   // (num_seqs + 1)               i32, from 0 to tokens, not decreasing
+  Tensor state;  // (slots, d_inner, d_state)    f32; in: initial, out: final; none: starts at zero,
+                 // not kept
+  Tensor slot;   // (num_seqs)                   i32, distinct; none: sequence i uses slot i
+  Tensor y;      // (tokens, d_inner)            T
+  Tensor saved;  // (selective_scan_saved_size)  f32, opaque: states at chunk starts, for _bwd;
+                 // none: not kept
 };
 
-// _bwd reads the inputs of the op, op.saved when it is there (else it scans once more), and op.state, which holds the INITIAL
-// state (as it was before _fwd). It does not read op.y. Where an input has row stride 0, its gradient is given per token.
+// _bwd reads the inputs of the op, op.saved when it is there (else it scans once more), and
+// op.state, which holds the INITIAL state (as it was before _fwd). It does not read op.y. Where an
+// input has row stride 0, its gradient is given per token.
 struct SelectiveScanGrad {
-  Tensor dy;           // (tokens, d_inner)            T
-  Tensor du, ddt;      // (tokens, d_inner)            T
-  Tensor dA;           // (d_inner, d_state)           f32, added to
-  Tensor dB, dC;       // (tokens, n_groups, d_state)  T
-  Tensor dD, ddt_bias; // (d_inner)                    f32, added to; none where D, dt_bias are
-  Tensor dz;           // (tokens, d_inner)            T; none when z is
-  Tensor dstate;       // (slots, d_inner, d_state)    f32; in: gradient of the final state, out: of the initial one; none: zero, not wanted
+  Tensor dy;            // (tokens, d_inner)            T
+  Tensor du, ddt;       // (tokens, d_inner)            T
+  Tensor dA;            // (d_inner, d_state)           f32, added to
+  Tensor dB, dC;        // (tokens, n_groups, d_state)  T
+  Tensor dD, ddt_bias;  // (d_inner)                    f32, added to; none where D, dt_bias are
+  Tensor dz;            // (tokens, d_inner)            T; none when z is
+  Tensor dstate;  // (slots, d_inner, d_state)    f32; in: gradient of the final state, out: of the
+                  // initial one; none: zero, not wanted
 };
 
 Cost selective_scan_cost(const SelectiveScan&);
-// Elements of `saved` for a batch of this shape: O(tokens x d_inner) whatever the sequences' lengths.
-int64_t selective_scan_saved_size(int64_t tokens, int64_t num_seqs, int64_t d_inner, int64_t d_state);
+// Elements of `saved` for a batch of this shape: O(tokens x d_inner) whatever the sequences'
+// lengths.
+int64_t selective_scan_saved_size(int64_t tokens, int64_t num_seqs, int64_t d_inner,
+                                  int64_t d_state);
 void selective_scan_fwd(Context&, const SelectiveScan&);
 void selective_scan_bwd(Context&, const SelectiveScan&, const SelectiveScanGrad&);
 // One token for each sequence: tokens = num_seqs, seq_start and saved are none, state is needed.
