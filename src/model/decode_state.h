@@ -1,0 +1,44 @@
+// The recurrent state of sequences, a pool of `slots`: for each layer the last d_conv - 1 inputs of
+// the convolution and the state h of the scan. All that a model remembers of a sequence is its slot
+// here, so forking a conversation, rolling it back or putting it aside is a copy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/arena.h"
+#include "model/config.h"
+
+namespace krait {
+
+class DecodeState {
+ public:
+  explicit DecodeState(const Config& config, int64_t slots = 1,
+                       DType dtype = DType::f32);  // zero; f64 for the oracle
+
+  int64_t slots() const { return slots_; }
+  DType dtype() const { return conv_->dtype; }
+  Tensor conv(int64_t layer) const;  // (slots, d_conv - 1, d_inner)  oldest input first
+  Tensor ssm(int64_t layer) const;   // (slots, d_inner, d_state)
+
+  void reset(int64_t slot);  // to zero: the state before a sequence's first token
+  void reset();              // all slots
+  void copy(int64_t from, int64_t to);
+
+  // A slot as a value, independent of this object: the model's shape, then the numbers. For the
+  // same machine's byte order.
+  std::vector<std::byte> save(int64_t slot) const;
+  void restore(
+      int64_t slot,
+      std::span<const std::byte> saved);  // throws Error when it is of another model's shape
+
+ private:
+  int64_t n_layer_, slots_;
+  OwnedTensor conv_;  // (n_layer, slots, (d_conv - 1) d_inner)
+  OwnedTensor ssm_;   // (n_layer, slots, d_inner d_state)
+  int64_t d_conv_, d_inner_, d_state_;
+};
+
+}  // namespace krait

@@ -1,0 +1,56 @@
+// The Mamba language model, written once over the ops: embedding, n_layer blocks (mamba_block.h),
+// norm_f, head. It runs on whatever engine the context has. Temporary memory comes from
+// ctx.workspace(): a steady loop allocates nothing.
+#pragma once
+
+#include "core/context.h"
+#include "model/decode_state.h"
+#include "model/weights.h"
+
+namespace krait {
+
+// Sequences laid end to end; nothing passes from one to the next.
+struct PackedTokens {
+  Tensor tokens;     // (tokens)        i32, in [0, vocab_size)
+  Tensor seq_start;  // (num_seqs + 1)  i32, from 0 to tokens, not decreasing
+  Tensor slot;  // (num_seqs)      i32, distinct: the state's slot of each sequence; none: sequence
+                // i uses slot i
+};
+
+// hidden: (tokens, d_model) T, written: the output of norm_f for every token.
+// state: in: where each sequence stands, out: where it stands after these tokens, so a long text
+// goes through in chunks; null: sequences start from nothing and nothing is kept. Throws Error when
+// a token is outside the vocabulary.
+void forward(Context& ctx, const Weights& weights, const PackedTokens& input, DecodeState* state,
+             const Tensor& hidden);
+
+// One token for each sequence. tokens: (num_seqs) i32; slot: (num_seqs) i32, none: sequence i uses
+// slot i; hidden: (num_seqs, d_model) T.
+void step(Context& ctx, const Weights& weights, const Tensor& tokens, const Tensor& slot,
+          DecodeState& state, const Tensor& hidden);
+
+// hidden: (rows, d_model) T, rows may be strided; out: (rows, vocab_size) f32 (f64 with T = f64),
+// written.
+void logits(Context& ctx, const Weights& weights, const Tensor& hidden, const Tensor& out);
+
+// Cross entropy of the targets, natural log. targets: (tokens) i32, negative: not scored; loss:
+// (tokens) f32, 0 where not scored. The logits never exist all at once.
+void score(Context& ctx, const Weights& weights, const PackedTokens& input, const Tensor& targets,
+           DecodeState* state, const Tensor& loss);
+
+struct TrainingBatch {
+  PackedTokens input;
+  Tensor targets;  // (tokens) i32; negative: not scored
+  float loss_scale =
+      1;  // gradient of the objective by each token's loss, e.g. 1 / number of targets
+  DecodeState* state = nullptr;   // in: initial, out: final; null: sequences start from nothing
+  DecodeState* dstate = nullptr;  // in: gradient of the final state, out: of the initial one; needs
+                                  // `state`; null: zero, not wanted
+};
+
+// Forward and backward. gradients: as the parameters, all f32 (f64 with T = f64), added to. loss:
+// (tokens) f32 (f64), written. Activations are kept in ctx.workspace(): O(tokens x width).
+void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
+                      const Parameters& gradients, const Tensor& loss);
+
+}  // namespace krait

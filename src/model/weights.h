@@ -1,0 +1,72 @@
+// Weights as the ops take them, and models in memory: loaded from a folder, made at random, or
+// being trained.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "core/context.h"
+#include "model/parameters.h"
+
+namespace krait {
+
+// Views only. Matrices have dtype T, everything else is f32; with T = f64 (the reference engine's
+// oracle) all are f64.
+struct Weights {
+  Config config;
+  DType dtype = DType::f32;  // T
+  Parameters parameters;
+  Tensor A;  // (n_layer, d_inner, d_state)  f32: -exp(A_log)
+};
+
+// Weights with what keeps their memory alive (a mapped file, converted copies). Move-only;
+// `weights` stays valid.
+struct Model {
+  Weights weights;
+  DType file_dtype = DType::f32;  // of the matrices on disk
+  std::vector<std::shared_ptr<void>> storage;
+
+  const Config& config() const { return weights.config; }
+  int64_t mapped_bytes = 0, owned_bytes = 0;  // weights used in place; weights copied or converted
+};
+
+// Reads config.json and model.safetensors (or its shards, or pytorch_model.bin). dtype: f32, bf16
+// or f64; none: bf16 when the file's matrices are bf16, else f32. Tensors that have the wanted type
+// already are used where they are mapped. Throws Error: a missing, unexpected or wrongly shaped
+// tensor (file, name, expected and found shape), an unreadable file.
+Model load_model(const std::filesystem::path& folder, std::optional<DType> dtype = std::nullopt);
+
+// Random weights of plausible size, quickly: for benchmarks. Not the initialization for training
+// (init.h).
+Model make_random_model(const Config& config, DType dtype, uint64_t seed = 0);
+
+// Writes config.json and model.safetensors (hf) or pytorch_model.bin (state-spaces). Matrices are
+// stored as dtype (f32, bf16 or f16), everything else as f32. The files appear complete or not at
+// all. Throws Error (full disk, no permission).
+void save_model(const std::filesystem::path& folder, const Config& config,
+                const Parameters& parameters, Dialect dialect, DType dtype);
+
+// A model being trained: f32 masters, and the weights that the ops compute with, derived from them.
+class TrainableModel {
+ public:
+  // dtype: of the activations and matrices, f32 or bf16; f64: masters and all else in double, for
+  // the reference engine.
+  TrainableModel(const Config& config, DType dtype);
+
+  const Config& config() const { return weights_.config; }
+  ParameterStore& masters() { return masters_; }
+  const ParameterStore& masters() const { return masters_; }
+  const Weights& weights() const { return weights_; }
+  // Call after the masters have changed: rounds the matrices to bf16, computes A.
+  void refresh(Context& ctx);
+
+ private:
+  ParameterStore masters_;
+  Weights weights_;
+  OwnedTensor A_, copies_;
+};
+
+}  // namespace krait
