@@ -1,0 +1,47 @@
+#include "ops/cross_entropy.h"
+
+#include "ops/check.h"
+#include "ops/engine.h"
+
+namespace krait {
+namespace {
+
+void check(const CrossEntropy& op) {
+  check_tensor(op.x, "x", op.x.dtype, {-1, -1});
+  const int64_t tokens = op.x.shape[0];
+  check_tensor(op.weight, "weight", op.x.dtype, {-1, op.x.shape[1]});
+  KRAIT_CHECK(op.weight.contiguous() && op.weight.shape[0] >= 1,
+              "weight must be contiguous, with at least one row");
+  check_tensor(op.loss, "loss", full_precision(op.x), {tokens});
+  check_tensor(op.targets, "targets", DType::i32, {tokens});
+  const int32_t* target = op.targets.ptr<int32_t>();
+  for (int64_t t = 0; t < tokens; ++t)
+    KRAIT_CHECK(target[t] < op.weight.shape[0],
+                "target " + std::to_string(target[t]) + " at " + std::to_string(t));
+}
+
+}  // namespace
+
+Cost cross_entropy_cost(const CrossEntropy& op) {
+  const double tokens = static_cast<double>(op.x.shape[0]);
+  return {.flops = 2 * tokens * static_cast<double>(op.weight.size()),
+          .bytes = static_cast<double>(op.x.bytes() + op.weight.bytes() + op.targets.bytes() +
+                                       op.loss.bytes()),
+          .exps = tokens * static_cast<double>(op.weight.shape[0])};
+}
+
+void cross_entropy_fwd(Context& ctx, const CrossEntropy& op) {
+  check(op);
+  ctx.engine().cross_entropy_fwd(ctx, op);
+}
+
+void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyGrad& grad) {
+  check(op);
+  check_tensor(grad.dx, "dx", op.x.dtype, {op.x.shape[0], op.x.shape[1]});
+  check_optional(grad.dweight, "dweight", full_precision(op.x),
+                 {op.weight.shape[0], op.weight.shape[1]});
+  KRAIT_CHECK(!grad.dweight || grad.dweight.contiguous(), "dweight must be contiguous");
+  ctx.engine().cross_entropy_bwd(ctx, op, grad);
+}
+
+}  // namespace krait

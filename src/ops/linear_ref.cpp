@@ -1,0 +1,61 @@
+#include "ops/engine.h"
+
+namespace krait::reference {
+namespace {
+
+// T: activations and weights, Y: T or f32, F: f32 (f64 in double throughout).
+template <class T, class Y, class F>
+void fwd(const Linear& op) {
+  for (int64_t t = 0; t < op.x.shape[0]; ++t)
+    for (int64_t o = 0; o < op.weight.shape[0]; ++o) {
+      const T *x = op.x.row<T>(t), *w = op.weight.row<T>(o);
+      double sum = op.bias ? static_cast<double>(op.bias.ptr<F>()[o]) : 0.0;
+      for (int64_t i = 0; i < op.weight.shape[1]; ++i) sum += static_cast<double>(x[i]) * w[i];
+      op.y.row<Y>(t)[o] = static_cast<Y>(sum);
+    }
+}
+
+template <class T, class F>
+void bwd(const Linear& op, const LinearGrad& grad) {
+  const int64_t tokens = grad.dy.shape[0], out_features = grad.dy.shape[1];
+  const auto dy = [&](int64_t t, int64_t o) { return static_cast<double>(grad.dy.row<T>(t)[o]); };
+  if (grad.dx)
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t i = 0; i < grad.dx.shape[1]; ++i) {
+        double sum = 0;
+        for (int64_t o = 0; o < out_features; ++o) sum += dy(t, o) * op.weight.row<T>(o)[i];
+        grad.dx.row<T>(t)[i] = static_cast<T>(sum);
+      }
+  if (grad.dweight)
+    for (int64_t o = 0; o < out_features; ++o)
+      for (int64_t i = 0; i < grad.dweight.shape[1]; ++i) {
+        double sum = grad.dweight.row<F>(o)[i];
+        for (int64_t t = 0; t < tokens; ++t) sum += dy(t, o) * op.x.row<T>(t)[i];
+        grad.dweight.row<F>(o)[i] = static_cast<F>(sum);
+      }
+  if (grad.dbias)
+    for (int64_t o = 0; o < out_features; ++o) {
+      double sum = grad.dbias.ptr<F>()[o];
+      for (int64_t t = 0; t < tokens; ++t) sum += dy(t, o);
+      grad.dbias.ptr<F>()[o] = static_cast<F>(sum);
+    }
+}
+
+}  // namespace
+
+void linear_fwd(Context&, const Linear& op) {
+  if (op.x.dtype == DType::f64) return fwd<double, double, double>(op);
+  dispatch_f32_bf16(op.x.dtype, [&](auto t) {
+    dispatch_f32_bf16(op.y.dtype, [&](auto y) {
+      fwd<typename decltype(t)::type, typename decltype(y)::type, float>(op);
+    });
+  });
+}
+
+void linear_bwd(Context&, const Linear& op, const LinearGrad& grad) {
+  if (grad.dy.dtype == DType::f64) return bwd<double, double>(op, grad);
+  dispatch_f32_bf16(grad.dy.dtype,
+                    [&](auto t) { bwd<typename decltype(t)::type, float>(op, grad); });
+}
+
+}  // namespace krait::reference
