@@ -12,6 +12,7 @@
 namespace krait {
 
 inline constexpr int64_t kMaxDState = 256;
+inline constexpr int64_t kScanChunk = 32;  // tokens between saved states
 
 // Rows of every (tokens, ..) tensor may be strided, and a row stride of 0 repeats one row: they are
 // views into in_proj's and x_proj's outputs, or a constant in place of a selective parameter.

@@ -31,9 +31,9 @@ HWY_INLINE VF scale_by_power(DF d, VF p, VF k_shifted) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, k_shifted))));
 }
 
-// 2^x for x <= 0 within 1 ulp; below 2^-126 some value in [0, 2^-125]. The scan's inner loop. NaN
-// gives NaN or 2^-126. 2^x = 2^k (1 + r q(r)) with k = round(x), |r| <= 1/2 exact; q is the minimax
-// polynomial of degree 5, error 1.9e-9.
+// 2^x for x <= 0 within 1 ulp (1.25 without FMA); below 2^-126 some value in [0, 2^-125]. The
+// scan's inner loop. NaN gives NaN or 2^-126. 2^x = 2^k (1 + r q(r)) with k = round(x), |r| <= 1/2
+// exact; q is the minimax polynomial of degree 5, error 1.9e-9.
 HWY_INLINE VF exp2_nonpositive(DF d, VF x) {
   const VF shift = hn::Set(d, 12582912.0f);  // 1.5 2^23: adding it rounds to an integer
   const VF t = hn::Max(x, hn::Set(d, -126.0f));
