@@ -113,7 +113,7 @@ void causal_conv1d_step(Context& ctx, const CausalConv1d& op) {
   for (size_t i = 0; i < start.size(); ++i) start[i] = static_cast<int32_t>(i);
   CausalConv1d pass = op;
   pass.seq_start = Tensor(start.data(), DType::i32, {op.x.shape[0] + 1});
-  causal_conv1d_fwd(ctx, pass);
+  reference::causal_conv1d_fwd(ctx, pass);
 }
 
 }  // namespace krait::reference

@@ -38,11 +38,13 @@ memory::data_type type_of(DType dtype) {
 struct Primitive {
   Primitive(const dnnl::engine& engine, const Key& key);
 
-  dnnl::matmul::primitive_desc desc;
-  dnnl::matmul matmul;
-  memory a, b, c, bias;  // their pointers are set at each run
-  memory scratchpad;     // likewise
-  size_t scratchpad_bytes = 0;
+  // Runs it on this memory. Every primitive has its own arguments, so nothing is allocated.
+  void run(const dnnl::stream& stream, Arena& workspace, const Matmul& op);
+
+ private:
+  dnnl::matmul matmul_;
+  size_t scratchpad_bytes_ = 0;
+  std::unordered_map<int, memory> arguments_;  // their pointers are set at each run
 };
 
 Primitive::Primitive(const dnnl::engine& engine, const Key& key) {
@@ -61,14 +63,27 @@ Primitive::Primitive(const dnnl::engine& engine, const Key& key) {
   }
   const auto op = key.bias ? dnnl::matmul::desc(a_desc, b_desc, bias_desc, c_desc)
                            : dnnl::matmul::desc(a_desc, b_desc, c_desc);
-  desc = dnnl::matmul::primitive_desc(op, attr, engine);
-  matmul = dnnl::matmul(desc);
-  a = memory(a_desc, engine, nullptr);
-  b = memory(b_desc, engine, nullptr);
-  c = memory(c_desc, engine, nullptr);
-  if (key.bias) bias = memory(bias_desc, engine, nullptr);
-  scratchpad = memory(desc.scratchpad_desc(), engine, nullptr);
-  scratchpad_bytes = desc.scratchpad_desc().get_size();
+  const dnnl::matmul::primitive_desc desc(op, attr, engine);
+  matmul_ = dnnl::matmul(desc);
+  scratchpad_bytes_ = desc.scratchpad_desc().get_size();
+  const auto argument = [&](int name, const memory::desc& d) {
+    arguments_.emplace(name, memory(d, engine, nullptr));
+  };
+  argument(DNNL_ARG_SRC, a_desc);
+  argument(DNNL_ARG_WEIGHTS, b_desc);
+  argument(DNNL_ARG_DST, c_desc);
+  argument(DNNL_ARG_SCRATCHPAD, desc.scratchpad_desc());
+  if (key.bias) argument(DNNL_ARG_BIAS, bias_desc);
+}
+
+void Primitive::run(const dnnl::stream& stream, Arena& workspace, const Matmul& op) {
+  const Arena::Scope scope(workspace);
+  arguments_.at(DNNL_ARG_SRC).set_data_handle(op.a.data);
+  arguments_.at(DNNL_ARG_WEIGHTS).set_data_handle(op.b.data);
+  arguments_.at(DNNL_ARG_DST).set_data_handle(op.c.data);
+  arguments_.at(DNNL_ARG_SCRATCHPAD).set_data_handle(workspace.allocate(scratchpad_bytes_));
+  if (op.bias) arguments_.at(DNNL_ARG_BIAS).set_data_handle(op.bias.data);
+  matmul_.execute(stream, arguments_);
 }
 
 // The state of the CPU engine: the most recently used primitives.
@@ -132,21 +147,7 @@ Key key_of(const Matmul& op) {
 void run(Context& ctx, const Matmul& op) {
   State& state = ctx.engine_state<State>();
   const ThreadCount threads(ctx.threads());
-  Primitive& p = state.get(key_of(op));
-  const Arena::Scope scope(ctx.workspace());
-  p.a.set_data_handle(op.a.data);
-  p.b.set_data_handle(op.b.data);
-  p.c.set_data_handle(op.c.data);
-  p.scratchpad.set_data_handle(ctx.workspace().allocate(p.scratchpad_bytes));
-  std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, p.a},
-                                               {DNNL_ARG_WEIGHTS, p.b},
-                                               {DNNL_ARG_DST, p.c},
-                                               {DNNL_ARG_SCRATCHPAD, p.scratchpad}};
-  if (op.bias) {
-    p.bias.set_data_handle(op.bias.data);
-    arguments[DNNL_ARG_BIAS] = p.bias;
-  }
-  p.matmul.execute(state.stream, arguments);
+  state.get(key_of(op)).run(state.stream, ctx.workspace(), op);
   state.stream.wait();
 }
 

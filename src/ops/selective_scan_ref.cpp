@@ -124,7 +124,7 @@ void selective_scan_step(Context& ctx, const SelectiveScan& op) {
   for (size_t i = 0; i < start.size(); ++i) start[i] = static_cast<int32_t>(i);
   SelectiveScan pass = op;
   pass.seq_start = Tensor(start.data(), DType::i32, {op.u.shape[0] + 1});
-  selective_scan_fwd(ctx, pass);
+  reference::selective_scan_fwd(ctx, pass);
 }
 
 }  // namespace krait::reference
