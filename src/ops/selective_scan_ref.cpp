@@ -9,6 +9,49 @@
 namespace krait::reference {
 namespace {
 
+// T: element type of activations; P: of parameters and states (f32, or f64 when T is).
+template <class T, class P>
+struct Channel {
+  const SelectiveScan& op;
+  int64_t c, group, d_state;
+
+  Channel(const SelectiveScan& scan, int64_t channel)
+      : op(scan),
+        c(channel),
+        group(channel / (scan.u.shape[1] / scan.B.shape[1])),
+        d_state(scan.A.shape[1]) {}
+
+  double A(int64_t n) const { return op.A.row<P>(c)[n]; }
+  double B(int64_t t, int64_t n) const { return op.B.row<T>(t)[group * op.B.stride[1] + n]; }
+  double C(int64_t t, int64_t n) const { return op.C.row<T>(t)[group * op.C.stride[1] + n]; }
+  double u(int64_t t) const { return op.u.row<T>(t)[c]; }
+  double z(int64_t t) const { return op.z.row<T>(t)[c]; }
+  double D() const { return op.D ? op.D.ptr<P>()[c] : P(0); }
+  double dt(int64_t t) const {
+    const double bias = op.dt_bias ? op.dt_bias.ptr<P>()[c] : P(0);
+    return op.dt.row<T>(t)[c] + bias;
+  }
+
+  // One token: h becomes h_t; gives C_t h_t + D u_t.
+  double advance(int64_t t, std::vector<double>& h) const {
+    const double delta = softplus(dt(t));
+    double y = D() * u(t);
+    for (int64_t n = 0; n < d_state; ++n) {
+      double& h_n = h[static_cast<size_t>(n)];
+      h_n = std::exp(delta * A(n)) * h_n + delta * B(t, n) * u(t);
+      y += C(t, n) * h_n;
+    }
+    return y;
+  }
+};
+
+template <class P>
+P* state_of(const Tensor& state, const Tensor& slot, int64_t sequence, int64_t channel) {
+  if (!state) return nullptr;
+  const int64_t s = slot ? slot.ptr<int32_t>()[sequence] : sequence;
+  return state.row<P>(s) + channel * state.stride[1];
+}
+
 template <class T, class P>
 void forward(const SelectiveScan& op) {
   const int32_t* start = op.seq_start.ptr<int32_t>();
