@@ -41,7 +41,7 @@ const Engine& reference_engine();
 // OpenMP.
 const Engine& cpu_engine();
 
-// The implementations, listed by engine.cpp and used by nobody else.
+// The implementations, listed by reference_engine.cpp and cpu_engine.cpp and used by nobody else.
 #define KRAIT_DECLARE_ENGINE_OPS                                                     \
   void embedding_fwd(Context&, const Embedding&);                                    \
   void embedding_bwd(Context&, const Embedding&, const EmbeddingGrad&);              \
