@@ -3,6 +3,7 @@
 // here, so forking a conversation, rolling it back or putting it aside is a copy.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -19,6 +20,7 @@ class DecodeState {
                        DType dtype = DType::f32);  // zero; f64 for the oracle
 
   int64_t slots() const { return slots_; }
+  bool matches(const Config& config) const;  // made for a model of this shape
   DType dtype() const { return conv_->dtype; }
   Tensor conv(int64_t layer) const;  // (slots, d_conv - 1, d_inner)  oldest input first
   Tensor ssm(int64_t layer) const;   // (slots, d_inner, d_state)
@@ -35,10 +37,15 @@ class DecodeState {
       std::span<const std::byte> saved);  // throws Error when it is of another model's shape
 
  private:
-  int64_t n_layer_, slots_;
+  template <class F>
+  void for_each_pool(F&& f) const;  // f(pool, layer)
+  void check_slot(int64_t slot) const;
+  std::array<uint64_t, 6> header() const;
+  size_t saved_bytes() const;
+
+  int64_t n_layer_, slots_, d_conv_, d_inner_, d_state_;
   OwnedTensor conv_;  // (n_layer, slots, (d_conv - 1) d_inner)
   OwnedTensor ssm_;   // (n_layer, slots, d_inner d_state)
-  int64_t d_conv_, d_inner_, d_state_;
 };
 
 }  // namespace krait

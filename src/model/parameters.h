@@ -52,6 +52,8 @@ struct ParameterInfo {
   Tensor Parameters::*in_model = nullptr;
 
   int64_t size() const;
+  int64_t aligned_size(
+      DType dtype) const;  // elements, with the gap up to the next 64-byte boundary
   Tensor& of(Parameters& p) const {
     return layer < 0 ? p.*in_model : p.layers[static_cast<size_t>(layer)].*in_layer;
   }

@@ -1,0 +1,138 @@
+#include "model/decode_state.h"
+
+#include <array>
+#include <cstring>
+#include <string>
+
+#include "core/error.h"
+
+namespace krait {
+namespace {
+
+constexpr uint64_t kMagic = 0x3145544154534b;  // "KSTATE1"
+constexpr int kHeaderWords = 6;  // magic, n_layer, d_inner, d_state, d_conv, bytes of an element
+
+Tensor layer_of(const Tensor& pool, int64_t layer, std::initializer_list<int64_t> shape) {
+  KRAIT_CHECK(layer >= 0 && layer < pool.shape[0]);
+  const Tensor part = pool.slice(0, layer, layer + 1);
+  return Tensor(part.data, part.dtype, shape);
+}
+
+// Bytes of one slot in one layer, and where they are.
+struct Piece {
+  std::byte* data;
+  size_t bytes;
+};
+
+Piece piece(const Tensor& pool, int64_t layer, int64_t slot) {
+  const size_t bytes = static_cast<size_t>(pool.shape[2]) * size_of(pool.dtype);
+  return {static_cast<std::byte*>(pool.data) +
+              static_cast<size_t>(layer * pool.shape[1] + slot) * bytes,
+          bytes};
+}
+
+}  // namespace
+
+DecodeState::DecodeState(const Config& config, int64_t slots, DType dtype)
+    : n_layer_(config.n_layer),
+      slots_(slots),
+      d_conv_(config.d_conv),
+      d_inner_(config.d_inner),
+      d_state_(config.d_state) {
+  KRAIT_CHECK(slots > 0 && (dtype == DType::f32 || dtype == DType::f64));
+  conv_ = OwnedTensor(dtype, {n_layer_, slots, (d_conv_ - 1) * d_inner_});
+  ssm_ = OwnedTensor(dtype, {n_layer_, slots, d_inner_ * d_state_});
+}
+
+bool DecodeState::matches(const Config& c) const {
+  return c.n_layer == n_layer_ && c.d_inner == d_inner_ && c.d_state == d_state_ &&
+         c.d_conv == d_conv_;
+}
+
+Tensor DecodeState::conv(int64_t layer) const {
+  return layer_of(conv_, layer, {slots_, d_conv_ - 1, d_inner_});
+}
+
+Tensor DecodeState::ssm(int64_t layer) const {
+  return layer_of(ssm_, layer, {slots_, d_inner_, d_state_});
+}
+
+template <class F>
+void DecodeState::for_each_pool(F&& f) const {
+  for (int64_t layer = 0; layer < n_layer_; ++layer)
+    for (const Tensor& pool : {conv_.view(), ssm_.view()}) f(pool, layer);
+}
+
+void DecodeState::check_slot(int64_t slot) const {
+  KRAIT_CHECK(slot >= 0 && slot < slots_,
+              "slot " + std::to_string(slot) + " of " + std::to_string(slots_));
+}
+
+void DecodeState::reset(int64_t slot) {
+  check_slot(slot);
+  for_each_pool([&](const Tensor& pool, int64_t layer) {
+    const Piece p = piece(pool, layer, slot);
+    std::memset(p.data, 0, p.bytes);
+  });
+}
+
+void DecodeState::reset() {
+  std::memset(conv_->data, 0, conv_->bytes());
+  std::memset(ssm_->data, 0, ssm_->bytes());
+}
+
+void DecodeState::copy(int64_t from, int64_t to) {
+  check_slot(from);
+  check_slot(to);
+  if (from == to) return;
+  for_each_pool([&](const Tensor& pool, int64_t layer) {
+    const Piece source = piece(pool, layer, from);
+    std::memcpy(piece(pool, layer, to).data, source.data, source.bytes);
+  });
+}
+
+std::vector<std::byte> DecodeState::save(int64_t slot) const {
+  check_slot(slot);
+  const std::array<uint64_t, kHeaderWords> header = this->header();
+  std::vector<std::byte> saved(saved_bytes());
+  std::memcpy(saved.data(), header.data(), sizeof header);
+  std::byte* out = saved.data() + sizeof header;
+  for_each_pool([&](const Tensor& pool, int64_t layer) {
+    const Piece p = piece(pool, layer, slot);
+    std::memcpy(out, p.data, p.bytes);
+    out += p.bytes;
+  });
+  return saved;
+}
+
+void DecodeState::restore(int64_t slot, std::span<const std::byte> saved) {
+  check_slot(slot);
+  const std::array<uint64_t, kHeaderWords> header = this->header();
+  if (saved.size() != saved_bytes())
+    throw Error("saved state has the wrong size for this model", "state",
+                std::to_string(saved_bytes()) + " bytes", std::to_string(saved.size()));
+  if (std::memcmp(saved.data(), header.data(), sizeof header) != 0)
+    throw Error("saved state belongs to a model of another shape", "state");
+  const std::byte* in = saved.data() + sizeof header;
+  for_each_pool([&](const Tensor& pool, int64_t layer) {
+    const Piece p = piece(pool, layer, slot);
+    std::memcpy(p.data, in, p.bytes);
+    in += p.bytes;
+  });
+}
+
+std::array<uint64_t, 6> DecodeState::header() const {
+  return {kMagic,
+          static_cast<uint64_t>(n_layer_),
+          static_cast<uint64_t>(d_inner_),
+          static_cast<uint64_t>(d_state_),
+          static_cast<uint64_t>(d_conv_),
+          size_of(dtype())};
+}
+
+size_t DecodeState::saved_bytes() const {
+  return kHeaderWords * sizeof(uint64_t) +
+         (conv_->bytes() + ssm_->bytes()) / static_cast<size_t>(slots_);
+}
+
+}  // namespace krait

@@ -1,0 +1,234 @@
+#include "model/language_model.h"
+
+#include <cstring>
+#include <string>
+
+#include "model/mamba_block.h"
+#include "ops/cross_entropy.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/rms_norm.h"
+
+namespace krait {
+namespace {
+
+DType full_precision(const Weights& w) { return w.dtype == DType::f64 ? DType::f64 : DType::f32; }
+DType residual_dtype(const Weights& w) {
+  return w.config.residual_in_fp32 ? full_precision(w) : w.dtype;
+}
+
+void check_tokens(const Tensor& tokens, int64_t vocab_size) {
+  const int32_t* token = tokens.ptr<int32_t>();
+  for (int64_t i = 0; i < tokens.shape[0]; ++i)
+    if (token[i] < 0 || token[i] >= vocab_size)
+      throw Error("token outside the vocabulary", "token number " + std::to_string(i),
+                  "0 to " + std::to_string(vocab_size - 1), std::to_string(token[i]));
+}
+
+void check_state(const Weights& w, const DecodeState& state) {
+  KRAIT_CHECK(state.dtype() == full_precision(w) && state.matches(w.config),
+              "the state belongs to another model");
+}
+
+BlockArguments block_of(const Weights& w, int64_t layer, const PackedTokens& input,
+                        const DecodeState* state) {
+  return {.config = w.config,
+          .parameters = w.parameters.layers[static_cast<size_t>(layer)],
+          .A = w.A.slice(0, layer, layer + 1).reshape({w.config.d_inner, w.config.d_state}),
+          .seq_start = input.seq_start,
+          .slot = input.slot,
+          .conv = state ? state->conv(layer) : Tensor(),
+          .ssm = state ? state->ssm(layer) : Tensor()};
+}
+
+// Inference: one set of activations for all layers, the residual stream in place.
+template <class Block>
+void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState* state,
+         const Tensor& hidden, Block block) {
+  const Config& c = w.config;
+  check_tokens(input.tokens, c.vocab_size);
+  if (state) check_state(w, *state);
+  const int64_t tokens = input.tokens.shape[0];
+  const int64_t num_seqs = input.seq_start ? input.seq_start.shape[0] - 1 : tokens;
+  Arena& arena = ctx.workspace();
+  const Arena::Scope scope(arena);
+  const Tensor residual = arena.tensor(residual_dtype(w), {tokens, c.d_model});
+  const Tensor m = arena.tensor(w.dtype, {tokens, c.d_model});
+  const BlockActivations a = allocate_activations(arena, c, w.dtype, tokens, num_seqs, false);
+  embedding_fwd(ctx, {.tokens = input.tokens, .weight = w.parameters.embedding, .y = residual});
+  const auto norm = [&](const Tensor& weight, const Tensor& x, const Tensor& y) {
+    rms_norm_fwd(ctx, {.x = x,
+                       .residual_in = residual,
+                       .residual_out = x ? residual : Tensor(),
+                       .weight = weight,
+                       .y = y,
+                       .rstd = {},
+                       .eps = c.norm_eps});
+  };
+  for (int64_t layer = 0; layer < c.n_layer; ++layer) {
+    const BlockArguments arguments = block_of(w, layer, input, state);
+    norm(arguments.parameters.norm, layer > 0 ? m : Tensor(), a.n);
+    block(ctx, arguments, a, m);
+  }
+  norm(w.parameters.norm_f, m, hidden);
+}
+
+// What the forward pass of a training step keeps for the backward pass.
+struct Saved {
+  Tensor residual;   // (tokens, d_model)  R  the block's input before the norm
+  Tensor rstd;       // (tokens)
+  Tensor conv, ssm;  // the layer's state before the step; none without state
+  BlockActivations a;
+};
+
+class TrainingStep {
+ public:
+  TrainingStep(Context& ctx, const Weights& w, const TrainingBatch& batch,
+               const Parameters& gradients)
+      : ctx_(ctx), arena_(ctx.workspace()), w_(w), batch_(batch), gradients_(gradients) {}
+
+  void run(const Tensor& loss) {
+    const Arena::Scope scope(arena_);
+    forward();
+    head(loss);
+    for (int64_t layer = w_.config.n_layer - 1; layer >= 0; --layer) backward(layer);
+    embedding_bwd(ctx_, embedding(), {.dy = dresidual_, .dweight = gradients_.embedding});
+  }
+
+ private:
+  int64_t tokens() const { return batch_.input.tokens.shape[0]; }
+  Tensor activation(DType dtype) { return arena_.tensor(dtype, {tokens(), w_.config.d_model}); }
+  Embedding embedding() const {
+    return {
+        .tokens = batch_.input.tokens, .weight = w_.parameters.embedding, .y = saved_[0].residual};
+  }
+  RmsNorm norm_op(size_t i, const Tensor& y) const {
+    const int64_t layer = static_cast<int64_t>(i);
+    return {
+        .x = layer > 0 ? m_ : Tensor(),
+        .residual_in = saved_[i > 0 ? i - 1 : 0].residual,
+        .residual_out = saved_[i].residual,
+        .weight = layer < w_.config.n_layer ? w_.parameters.layers[i].norm : w_.parameters.norm_f,
+        .y = y,
+        .rstd = saved_[i].rstd,
+        .eps = w_.config.norm_eps};
+  }
+  Tensor keep(const Tensor& t) {
+    Tensor copy = t;
+    copy.data = arena_.allocate(t.bytes());
+    std::memcpy(copy.data, t.data, t.bytes());
+    return copy;
+  }
+
+  void forward() {
+    const Config& c = w_.config;
+    const int64_t num_seqs = batch_.input.seq_start.shape[0] - 1;
+    m_ = activation(w_.dtype);
+    hidden_ = activation(w_.dtype);
+    saved_.resize(static_cast<size_t>(c.n_layer) + 1);
+    for (Saved& s : saved_) {
+      s.residual = activation(residual_dtype(w_));
+      s.rstd = arena_.tensor(full_precision(w_), {tokens()});
+    }
+    embedding_fwd(ctx_, embedding());
+    for (int64_t layer = 0; layer < c.n_layer; ++layer) {
+      const size_t i = static_cast<size_t>(layer);
+      saved_[i].a = allocate_activations(arena_, c, w_.dtype, tokens(), num_seqs, true);
+      rms_norm_fwd(ctx_, norm_op(i, saved_[i].a.n));
+      const BlockArguments block = block_of(w_, layer, batch_.input, batch_.state);
+      if (batch_.state) {
+        saved_[i].conv = keep(block.conv);
+        saved_[i].ssm = keep(block.ssm);
+      }
+      block_forward(ctx_, block, saved_[i].a, m_);
+    }
+    rms_norm_fwd(ctx_, norm_op(saved_.size() - 1, hidden_));
+  }
+
+  // Loss and the gradient of everything from the last block's output on.
+  void head(const Tensor& loss) {
+    const Tensor dhidden = activation(w_.dtype);
+    const Tensor& dweight = gradients_.head();
+    cross_entropy_bwd(
+        ctx_,
+        {.x = hidden_, .weight = w_.parameters.head(), .targets = batch_.targets, .loss = loss},
+        {.scale = batch_.loss_scale, .dx = dhidden, .dweight = dweight});
+    dresidual_ = activation(residual_dtype(w_));
+    std::memset(dresidual_.data, 0, dresidual_.bytes());
+    dm_ = dresidual_.dtype == w_.dtype ? dresidual_ : activation(w_.dtype);
+    dn_ = dhidden;
+    norm_backward(saved_.size() - 1, gradients_.norm_f);
+  }
+
+  // From dn_ and dresidual_ of this norm's output to those of its inputs; dm_ gets the copy that
+  // out_proj's gradient reads.
+  void norm_backward(size_t i, const Tensor& dweight) {
+    const bool copy = i > 0 && dm_.data != dresidual_.data;
+    rms_norm_bwd(
+        ctx_, norm_op(i, {}),
+        {.dy = dn_, .dresidual = dresidual_, .dx = copy ? dm_ : Tensor(), .dweight = dweight});
+  }
+
+  void backward(int64_t layer) {
+    const size_t i = static_cast<size_t>(layer);
+    BlockArguments block = block_of(w_, layer, batch_.input, nullptr);
+    block.conv = saved_[i].conv;
+    block.ssm = saved_[i].ssm;
+    block_backward(ctx_, block, saved_[i].a,
+                   {.parameters = gradients_.layers[i],
+                    .dm = dm_,
+                    .dn = dn_,
+                    .dconv = batch_.dstate ? batch_.dstate->conv(layer) : Tensor(),
+                    .dssm = batch_.dstate ? batch_.dstate->ssm(layer) : Tensor()});
+    norm_backward(i, gradients_.layers[i].norm);
+  }
+
+  Context& ctx_;
+  Arena& arena_;
+  const Weights& w_;
+  const TrainingBatch& batch_;
+  const Parameters& gradients_;
+  std::vector<Saved> saved_;  // one per block, and norm_f's
+  Tensor m_, hidden_;         // (tokens, d_model)  T
+  Tensor dresidual_;  // (tokens, d_model)  R  gradient of the residual stream where the backward
+                      // pass stands
+  Tensor dm_, dn_;    // (tokens, d_model)  T  of a block's output and of its normed input
+};
+
+}  // namespace
+
+void forward(Context& ctx, const Weights& weights, const PackedTokens& input, DecodeState* state,
+             const Tensor& hidden) {
+  KRAIT_CHECK(input.seq_start.rank == 1);
+  run(ctx, weights, input, state, hidden, block_forward);
+}
+
+void step(Context& ctx, const Weights& weights, const Tensor& tokens, const Tensor& slot,
+          DecodeState& state, const Tensor& hidden) {
+  run(ctx, weights, {.tokens = tokens, .seq_start = {}, .slot = slot}, &state, hidden, block_step);
+}
+
+void logits(Context& ctx, const Weights& weights, const Tensor& hidden, const Tensor& out) {
+  linear_fwd(ctx, {.x = hidden, .weight = weights.parameters.head(), .bias = {}, .y = out});
+}
+
+void score(Context& ctx, const Weights& weights, const PackedTokens& input, const Tensor& targets,
+           DecodeState* state, const Tensor& loss) {
+  const Arena::Scope scope(ctx.workspace());
+  const Tensor hidden =
+      ctx.workspace().tensor(weights.dtype, {input.tokens.shape[0], weights.config.d_model});
+  forward(ctx, weights, input, state, hidden);
+  cross_entropy_fwd(
+      ctx, {.x = hidden, .weight = weights.parameters.head(), .targets = targets, .loss = loss});
+}
+
+void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
+                      const Parameters& gradients, const Tensor& loss) {
+  check_tokens(batch.input.tokens, weights.config.vocab_size);
+  if (batch.state) check_state(weights, *batch.state);
+  KRAIT_CHECK(!batch.dstate || batch.state, "dstate needs state");
+  if (batch.dstate) check_state(weights, *batch.dstate);
+  TrainingStep(ctx, weights, batch, gradients).run(loss);
+}
+
+}  // namespace krait

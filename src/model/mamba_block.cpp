@@ -1,0 +1,184 @@
+#include "model/mamba_block.h"
+
+#include <cstring>
+
+#include "model/elementwise.h"
+#include "ops/causal_conv1d.h"
+#include "ops/linear.h"
+#include "ops/selective_scan.h"
+
+namespace krait {
+namespace {
+
+Tensor columns(const Tensor& t, int64_t begin, int64_t end) { return t.slice(1, begin, end); }
+
+// Where dt, B and C stand in x_proj's output, or in its gradient; none for what is not selective.
+struct Projections {
+  Tensor dt, B, C;  // (tokens, dt_rank), (tokens, 1, d_state) twice
+
+  Projections(const Config& c, const Tensor& x_dbl) {
+    int64_t begin = 0;
+    const auto next = [&](bool selective, int64_t width) {
+      if (!selective) return Tensor();
+      begin += width;
+      return columns(x_dbl, begin - width, begin);
+    };
+    dt = next(c.selective_delta, c.dt_rank);
+    B = as_group(next(c.selective_B, c.d_state));
+    C = as_group(next(c.selective_C, c.d_state));
+  }
+
+  // (tokens, d_state) as (tokens, 1, d_state).
+  static Tensor as_group(Tensor t) {
+    if (!t) return t;
+    t.rank = 3;
+    t.shape = {t.shape[0], 1, t.shape[1]};
+    t.stride = {t.stride[0], t.stride[1] * t.shape[2], t.stride[1]};
+    return t;
+  }
+};
+
+Tensor x_half(const Tensor& xz) { return columns(xz, 0, xz.shape[1] / 2); }
+Tensor z_half(const Tensor& xz) { return columns(xz, xz.shape[1] / 2, xz.shape[1]); }
+
+Tensor constant_rows(const Tensor& vector, int64_t tokens) {
+  return broadcast_rows(vector.reshape({1, vector.shape[0]}), tokens);
+}
+
+CausalConv1d conv_op(const BlockArguments& block, const BlockActivations& a) {
+  return {.x = x_half(a.xz),
+          .weight = block.parameters.conv1d_weight,
+          .bias = block.parameters.conv1d_bias,
+          .seq_start = block.seq_start,
+          .state = block.conv,
+          .slot = block.slot,
+          .y = a.u};
+}
+
+SelectiveScan scan_op(const BlockArguments& block, const BlockActivations& a) {
+  const Projections p(block.config, a.x_dbl);
+  const int64_t tokens = a.u.shape[0];
+  return {.u = a.u,
+          .dt = a.dt,
+          .A = block.A,
+          .B = p.B ? p.B : constant_rows(block.parameters.B_const, tokens),
+          .C = p.C ? p.C : constant_rows(block.parameters.C_const, tokens),
+          .D = block.parameters.D,
+          .dt_bias = block.parameters.dt_proj_bias,
+          .z = z_half(a.xz),
+          .seq_start = block.seq_start,
+          .state = block.ssm,
+          .slot = block.slot,
+          .y = a.y,
+          .saved = a.saved};
+}
+
+template <class Conv, class Scan>
+void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, const Tensor& m,
+         Conv conv, Scan scan) {
+  const LayerParameters& p = block.parameters;
+  linear_fwd(ctx, {.x = a.n, .weight = p.in_proj, .bias = p.in_proj_bias, .y = a.xz});
+  conv(ctx, conv_op(block, a));
+  if (a.x_dbl) linear_fwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = a.x_dbl});
+  if (p.dt_proj)
+    linear_fwd(
+        ctx,
+        {.x = Projections(block.config, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = a.dt});
+  scan(ctx, scan_op(block, a));
+  linear_fwd(ctx, {.x = a.y, .weight = p.out_proj, .bias = p.out_proj_bias, .y = m});
+}
+
+}  // namespace
+
+BlockActivations allocate_activations(Arena& arena, const Config& c, DType dtype, int64_t tokens,
+                                      int64_t num_seqs, bool keep) {
+  BlockActivations a;
+  a.n = arena.tensor(dtype, {tokens, c.d_model});
+  a.xz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
+  a.u = arena.tensor(dtype, {tokens, c.d_inner});
+  if (c.x_proj_size() > 0) a.x_dbl = arena.tensor(dtype, {tokens, c.x_proj_size()});
+  if (c.selective_delta) {
+    a.dt = arena.tensor(dtype, {tokens, c.d_inner});
+  } else {
+    const Tensor zero = arena.tensor(dtype, {c.d_inner});
+    std::memset(zero.data, 0, zero.bytes());
+    a.dt = broadcast_rows(zero, tokens);
+  }
+  if (keep) {
+    a.y = arena.tensor(dtype, {tokens, c.d_inner});
+    const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
+    a.saved =
+        arena.tensor(full, {selective_scan_saved_size(tokens, num_seqs, c.d_inner, c.d_state)});
+  } else {
+    a.y = x_half(a.xz);  // free once the convolution has read it
+  }
+  return a;
+}
+
+void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                   const Tensor& m) {
+  run(ctx, block, a, m, causal_conv1d_fwd, selective_scan_fwd);
+}
+
+void block_step(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                const Tensor& m) {
+  run(ctx, block, a, m, causal_conv1d_step, selective_scan_step);
+}
+
+void block_backward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                    const BlockGradients& g) {
+  const Config& c = block.config;
+  const LayerParameters &p = block.parameters, &dp = g.parameters;
+  Arena& arena = ctx.workspace();
+  const Arena::Scope scope(arena);
+  const int64_t tokens = a.u.shape[0];
+  const DType dtype = a.u.dtype;
+
+  const Tensor dy = arena.tensor(dtype, {tokens, c.d_inner});
+  linear_bwd(ctx, {.x = a.y, .weight = p.out_proj, .bias = {}, .y = {}},
+             {.dy = g.dm, .dx = dy, .dweight = dp.out_proj, .dbias = dp.out_proj_bias});
+
+  const Tensor dxz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
+  const Tensor du = arena.tensor(dtype, {tokens, c.d_inner});
+  const Tensor ddt = arena.tensor(dtype, {tokens, c.d_inner});
+  const Tensor dx_dbl = a.x_dbl ? arena.tensor(dtype, {tokens, c.x_proj_size()}) : Tensor();
+  const Projections d(c, dx_dbl);
+  const auto per_token = [&] { return arena.tensor(dtype, {tokens, 1, c.d_state}); };
+  const Tensor dB = d.B ? d.B : per_token(), dC = d.C ? d.C : per_token();
+  const Tensor dA = arena.tensor(block.A.dtype, {c.d_inner, c.d_state});
+  std::memset(dA.data, 0, dA.bytes());
+  selective_scan_bwd(ctx, scan_op(block, a),
+                     {.dy = dy,
+                      .du = du,
+                      .ddt = ddt,
+                      .dA = dA,
+                      .dB = dB,
+                      .dC = dC,
+                      .dD = dp.D,
+                      .ddt_bias = dp.dt_proj_bias,
+                      .dz = z_half(dxz),
+                      .dstate = g.dssm});
+  add_product(ctx.threads(), dA, block.A, dp.A_log);  // A = -exp(A_log): dA/dA_log = A
+  if (!d.B) sum_rows(ctx, dB, dp.B_const);
+  if (!d.C) sum_rows(ctx, dC, dp.C_const);
+
+  if (p.dt_proj)
+    linear_bwd(ctx, {.x = Projections(c, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = {}},
+               {.dy = ddt, .dx = d.dt, .dweight = dp.dt_proj, .dbias = {}});
+  if (a.x_dbl) {
+    const Tensor du_projected = dy;  // the scan's backward pass is done with dy
+    linear_bwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = {}},
+               {.dy = dx_dbl, .dx = du_projected, .dweight = dp.x_proj, .dbias = {}});
+    add_to(ctx.threads(), du_projected, du);
+  }
+  causal_conv1d_bwd(ctx, conv_op(block, a),
+                    {.dy = du,
+                     .dx = x_half(dxz),
+                     .dweight = dp.conv1d_weight,
+                     .dbias = dp.conv1d_bias,
+                     .dstate = g.dconv});
+  linear_bwd(ctx, {.x = a.n, .weight = p.in_proj, .bias = {}, .y = {}},
+             {.dy = dxz, .dx = g.dn, .dweight = dp.in_proj, .dbias = dp.in_proj_bias});
+}
+
+}  // namespace krait

@@ -1,0 +1,60 @@
+// One Mamba block without its norm (arXiv 2312.00752, figure 3):
+//   x, z = in_proj(n);  u = silu(conv1d(x));  dt, B, C = x_proj(u);  y = scan(u, dt_proj(dt), B, C,
+//   z);  m = out_proj(y)
+// and its backward pass. Internal to model/.
+#pragma once
+
+#include "core/context.h"
+#include "model/weights.h"
+
+namespace krait {
+
+// What the block's layer and the batch give. All views.
+struct BlockArguments {
+  const Config& config;
+  const LayerParameters& parameters;
+  Tensor A;          // (d_inner, d_state)  f32
+  Tensor seq_start;  // (num_seqs + 1)  i32; none in a step
+  Tensor slot;       // (num_seqs)      i32; none: sequence i uses slot i
+  Tensor conv;       // (slots, d_conv - 1, d_inner)  f32; none: no state
+  Tensor ssm;        // (slots, d_inner, d_state)     f32; none: no state
+};
+
+// Activations of one block. Forward writes all but n; backward reads them.
+struct BlockActivations {
+  Tensor n;      // (tokens, d_model)      T  the normed input
+  Tensor xz;     // (tokens, 2 d_inner)    T
+  Tensor u;      // (tokens, d_inner)      T
+  Tensor x_dbl;  // (tokens, x_proj_size)  T  dt, B, C; none when nothing is selective
+  Tensor dt;  // (tokens, d_inner)      T  before bias and softplus; row stride 0 when delta is not
+              // selective
+  Tensor y;   // (tokens, d_inner)      T  what out_proj reads
+  Tensor saved;  // the scan's own, f32; none: not kept
+};
+
+// keep: y gets memory of its own and `saved` is there, as block_backward needs; else y takes the
+// place of x in xz.
+BlockActivations allocate_activations(Arena& arena, const Config& config, DType dtype,
+                                      int64_t tokens, int64_t num_seqs, bool keep);
+
+// m: (tokens, d_model) T, written. The state, where there is one, is advanced.
+void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                   const Tensor& m);
+// The same for one token of each sequence; the state is needed.
+void block_step(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                const Tensor& m);
+
+struct BlockGradients {
+  const LayerParameters& parameters;  // f32, added to
+  Tensor dm;                          // (tokens, d_model)             T
+  Tensor dn;                          // (tokens, d_model)             T, written
+  Tensor dconv;  // (slots, d_conv - 1, d_inner)  f32, in: of the final state, out: of the initial
+                 // one; none: not wanted
+  Tensor dssm;   // (slots, d_inner, d_state)     the same
+};
+
+// block.conv and block.ssm hold the state as it was before block_forward.
+void block_backward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                    const BlockGradients& g);
+
+}  // namespace krait

@@ -1,0 +1,40 @@
+#include "model/model_memory.h"
+
+#include "core/threads.h"
+#include "model/elementwise.h"
+
+namespace krait {
+
+Model make_model(const Config& config, DType dtype) {
+  if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f64)
+    throw Error("cannot compute in this element type", "dtype", "f32 or bf16", name_of(dtype));
+  Model model;
+  model.weights.config = config;
+  model.weights.dtype = dtype;
+  model.weights.parameters = empty_parameters(config);
+  const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const auto A = std::make_shared<OwnedTensor>(
+      OwnedTensor(full, {config.n_layer, config.d_inner, config.d_state}));
+  model.weights.A = A->view();
+  model.owned_bytes += static_cast<int64_t>(A->view().bytes());
+  model.storage.push_back(A);
+  return model;
+}
+
+Tensor allocate_parameter(Model& model, const ParameterInfo& info, DType dtype) {
+  const size_t bytes = static_cast<size_t>(info.size()) * size_of(dtype);
+  const auto buffer = std::make_shared<Buffer>(bytes);
+  model.storage.push_back(buffer);
+  model.owned_bytes += static_cast<int64_t>(bytes);
+  return info.view(buffer->data(), dtype);
+}
+
+void compute_A(Model& model) {
+  const Config& c = model.config();
+  for (int64_t layer = 0; layer < c.n_layer; ++layer)
+    negative_exp(available_cores(),
+                 model.weights.parameters.layers[static_cast<size_t>(layer)].A_log,
+                 model.weights.A.slice(0, layer, layer + 1).reshape({c.d_inner, c.d_state}));
+}
+
+}  // namespace krait
