@@ -10,12 +10,22 @@ void for_ranges(int threads, int64_t size, F&& f) {
   parallel_ranges(threads, size, kElementwiseGrain, f);
 }
 
+template <class F>
+void dispatch_storage(DType dtype, F&& f) {
+  if (dtype == DType::f16) return f(TypeTag<f16>{});
+  dispatch_float(dtype, f);
+}
+
 template <class From, class To>
 void convert_as(int threads, const Tensor& from, const Tensor& to) {
   const From* in = from.ptr<From>();
   To* out = to.ptr<To>();
   for_ranges(threads, from.size(), [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) out[i] = static_cast<To>(static_cast<Wide<From>>(in[i]));
+    for (int64_t i = begin; i < end; ++i) {
+      // The 16-bit types convert by way of float.
+      using Middle = std::conditional_t<std::is_same_v<To, double>, Wide<From>, float>;
+      out[i] = static_cast<To>(static_cast<Middle>(in[i]));
+    }
   });
 }
 
@@ -23,11 +33,9 @@ void convert_as(int threads, const Tensor& from, const Tensor& to) {
 
 void convert(int threads, const Tensor& from, const Tensor& to) {
   KRAIT_CHECK(from.contiguous() && to.contiguous() && from.size() == to.size());
-  dispatch_float(to.dtype, [&](auto out) {
-    using To = typename decltype(out)::type;
-    if (from.dtype == DType::f16) return convert_as<f16, To>(threads, from, to);
-    dispatch_float(from.dtype, [&](auto in) {
-      convert_as<typename decltype(in)::type, To>(threads, from, to);
+  dispatch_storage(to.dtype, [&](auto out) {
+    dispatch_storage(from.dtype, [&](auto in) {
+      convert_as<typename decltype(in)::type, typename decltype(out)::type>(threads, from, to);
     });
   });
 }

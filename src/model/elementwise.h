@@ -15,7 +15,7 @@ inline constexpr int64_t kElementwiseGrain = int64_t{1}
 template <class T>
 using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// to = from, converted; to: f32, bf16 or f64, from: any of these or f16.
+// to = from, converted between any of f32, bf16, f16 and f64,.
 void convert(int threads, const Tensor& from, const Tensor& to);
 
 // A = -exp(A_log); f32 or f64.
