@@ -96,7 +96,7 @@ void Bpe::encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& 
 }
 
 void Bpe::merge_short(Scratch& scratch) const {
-  auto& [ids, ranks, results, symbols, heap] = scratch;
+  std::vector<int32_t>&ids = scratch.ids, &ranks = scratch.ranks, &results = scratch.results;
   size_t n = ids.size();
   if (n < 2) return;
   ranks.resize(n);  // ranks[i], results[i]: the merge of ids[i] with ids[i + 1]
