@@ -49,12 +49,11 @@ void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState*
   check_tokens(input.tokens, c.vocab_size);
   if (state) check_state(w, *state);
   const int64_t tokens = input.tokens.shape[0];
-  const int64_t num_seqs = input.seq_start ? input.seq_start.shape[0] - 1 : tokens;
   Arena& arena = ctx.workspace();
   const Arena::Scope scope(arena);
   const Tensor residual = arena.tensor(residual_dtype(w), {tokens, c.d_model});
   const Tensor m = arena.tensor(w.dtype, {tokens, c.d_model});
-  const BlockActivations a = allocate_activations(arena, c, w.dtype, tokens, num_seqs, false);
+  const BlockActivations a = allocate_activations(arena, c, w.dtype, tokens, false);
   embedding_fwd(ctx, {.tokens = input.tokens, .weight = w.parameters.embedding, .y = residual});
   const auto norm = [&](const Tensor& weight, const Tensor& x, const Tensor& y) {
     rms_norm_fwd(ctx, {.x = x,
@@ -122,7 +121,6 @@ class TrainingStep {
 
   void forward() {
     const Config& c = w_.config;
-    const int64_t num_seqs = batch_.input.seq_start.shape[0] - 1;
     m_ = activation(w_.dtype);
     hidden_ = activation(w_.dtype);
     saved_.resize(static_cast<size_t>(c.n_layer) + 1);
@@ -133,7 +131,7 @@ class TrainingStep {
     embedding_fwd(ctx_, embedding());
     for (int64_t layer = 0; layer < c.n_layer; ++layer) {
       const size_t i = static_cast<size_t>(layer);
-      saved_[i].a = allocate_activations(arena_, c, w_.dtype, tokens(), num_seqs, true);
+      saved_[i].a = allocate_activations(arena_, c, w_.dtype, tokens(), true);
       rms_norm_fwd(ctx_, norm_op(i, saved_[i].a.n));
       const BlockArguments block = block_of(w_, layer, batch_.input, batch_.state);
       if (batch_.state) {

@@ -91,7 +91,7 @@ void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, c
 }  // namespace
 
 BlockActivations allocate_activations(Arena& arena, const Config& c, DType dtype, int64_t tokens,
-                                      int64_t num_seqs, bool keep) {
+                                      bool keep) {
   BlockActivations a;
   a.n = arena.tensor(dtype, {tokens, c.d_model});
   a.xz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
@@ -107,8 +107,7 @@ BlockActivations allocate_activations(Arena& arena, const Config& c, DType dtype
   if (keep) {
     a.y = arena.tensor(dtype, {tokens, c.d_inner});
     const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
-    a.saved =
-        arena.tensor(full, {selective_scan_saved_size(tokens, num_seqs, c.d_inner, c.d_state)});
+    a.saved = arena.tensor(full, {selective_scan_saved_size(tokens, c.d_inner, c.d_state)});
   } else {
     a.y = x_half(a.xz);  // free once the convolution has read it
   }

@@ -35,7 +35,7 @@ struct BlockActivations {
 // keep: y gets memory of its own and `saved` is there, as block_backward needs; else y takes the
 // place of x in xz.
 BlockActivations allocate_activations(Arena& arena, const Config& config, DType dtype,
-                                      int64_t tokens, int64_t num_seqs, bool keep);
+                                      int64_t tokens, bool keep);
 
 // m: (tokens, d_model) T, written. The state, where there is one, is advanced.
 void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
