@@ -1,8 +1,8 @@
 // Strategy: every thread takes a contiguous range of the weight's rows and walks it from start to
 // end. A tile of `kRows` weight rows by `kTokens` tokens is accumulated in registers, two
-// accumulators for each pair, always in the same order: lane j of accumulator p sums the products at
-// positions 2 lanes i + p lanes + j. The tile's weights come from memory for the first tokens and
-// from L1 for the others.
+// accumulators for each pair, always in the same order: lane j of accumulator p sums the products
+// at positions 2 lanes i + p lanes + j. The tile's weights come from memory for the first tokens
+// and from L1 for the others.
 #include "ops/linear_matvec.h"
 
 #include <algorithm>
@@ -41,7 +41,8 @@ struct Tile {
   VF sum[kRows][kTokens][2];
 };
 
-// One step of a tile: products of the weights at w (rows `w_stride` apart) with x at the same place.
+// One step of a tile: products of the weights at w (rows `w_stride` apart) with x at the same
+// place.
 template <int kRows, int kTokens, class T, class Load>
 HWY_INLINE void accumulate(Tile<kRows, kTokens>& tile, const float* x, int64_t x_stride, const T* w,
                            int64_t w_stride, const Load& load) {

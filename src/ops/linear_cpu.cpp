@@ -1,0 +1,85 @@
+// Linear on the CPU: few rows by linear_matvec, many by oneDNN.
+#include <algorithm>
+
+#include "core/threads.h"
+#include "ops/engine.h"
+#include "ops/linear_matvec.h"
+#include "ops/onednn.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/linear_cpu.cpp"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+#include "ops/simd_math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace krait::HWY_NAMESPACE {
+
+constexpr int64_t kBiasColumns = 64;  // a thread's share: cache lines of every row
+constexpr int64_t kBiasRows = 64;     // summed by themselves first: shorter chains of additions
+
+// Sum over one block of kBiasRows rows, then over the blocks, in order.
+template <class T>
+VF column_sum(const Tensor& dy, int64_t column, size_t valid) {
+  const DF d;
+  VF total = hn::Zero(d);
+  for (int64_t begin = 0; begin < dy.shape[0]; begin += kBiasRows) {
+    const int64_t end = std::min(dy.shape[0], begin + kBiasRows);
+    VF sum = hn::Zero(d);
+    for (int64_t t = begin; t < end; ++t)
+      sum = hn::Add(sum, load_part(d, dy.row<T>(t) + column, valid));
+    total = hn::Add(total, sum);
+  }
+  return total;
+}
+
+template <class T>
+void dbias(Context& ctx, const Tensor& dy, const Tensor& out) {
+  parallel_ranges(
+      ctx.threads(), dy.shape[1], kBiasColumns, [&](int64_t begin, int64_t end) HWY_ATTR {
+        const DF d;
+        for_each_vector(static_cast<size_t>(end - begin), [&](size_t i, size_t valid) HWY_ATTR {
+          const int64_t column = begin + static_cast<int64_t>(i);
+          float* to = out.ptr<float>() + column;
+          const VF sum = column_sum<T>(dy, column, valid);
+          store_part(d, hn::Add(load_part(d, to, valid), sum), to, valid);
+        });
+      });
+}
+
+void linear_dbias(Context& ctx, const Tensor& dy, const Tensor& out) {
+  dispatch_f32_bf16(dy.dtype,
+                    [&](auto t) HWY_ATTR { dbias<typename decltype(t)::type>(ctx, dy, out); });
+}
+
+}  // namespace krait::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace krait {
+HWY_EXPORT(linear_dbias);
+}
+
+namespace krait::cpu {
+
+// Up to here reading the weights limits, and linear_matvec reads them faster (docs/kernels.md).
+constexpr int64_t kMatvecTokens = 4;
+
+void linear_fwd(Context& ctx, const Linear& op) {
+  if (op.x.shape[0] == 0) return;
+  if (ctx.batch_invariant || op.x.shape[0] <= kMatvecTokens) return linear_fwd_matvec(ctx, op);
+  matmul(ctx, {.a = op.x, .b = transposed(op.weight), .bias = op.bias, .c = op.y});
+}
+
+void linear_bwd(Context& ctx, const Linear& op, const LinearGrad& grad) {
+  if (grad.dy.shape[0] == 0) return;
+  if (grad.dx) matmul(ctx, {.a = grad.dy, .b = op.weight, .bias = {}, .c = grad.dx});
+  if (grad.dweight)
+    matmul(
+        ctx,
+        {.a = transposed(grad.dy), .b = op.x, .bias = {}, .c = grad.dweight, .accumulate = true});
+  if (grad.dbias) HWY_DYNAMIC_DISPATCH(linear_dbias)(ctx, grad.dy, grad.dbias);
+}
+
+}  // namespace krait::cpu
+#endif
