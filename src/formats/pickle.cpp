@@ -210,6 +210,7 @@ class Machine {
   size_t position_ = 0, start_ = 0;  // of what is read next; of the opcode at hand
   std::vector<Value> stack_, memo_;
   std::vector<Node> nodes_;
+  std::optional<Value> empty_tuple_;
   std::vector<PickledTensor> tensors_;
 };
 
@@ -299,8 +300,13 @@ bool Machine::step_container(unsigned char op) {
     case '(':  // MARK
       push({Kind::mark, 0, 0});
       return true;
-    case ')':  // EMPTY_TUPLE
-      push_node(Kind::tuple, {});
+    case ')':  // EMPTY_TUPLE: one for all, since tuples do not change
+      if (!empty_tuple_) {
+        push_node(Kind::tuple, {});
+        empty_tuple_ = stack_.back();
+      } else {
+        push(*empty_tuple_);
+      }
       return true;
     case 't':  // TUPLE
       push_node(Kind::tuple, pop_to_mark());
@@ -479,7 +485,9 @@ std::vector<int64_t> Machine::extents(const Value& tuple, const char* what) {
 std::vector<PickledEntry> Machine::members(const Node& dict) {
   if (dict.size() / 2 > kMaxTensors)
     fail("too many tensors", "at most " + std::to_string(kMaxTensors));
+  charge(dict.size() / 2 * sizeof(PickledEntry));
   std::vector<PickledEntry> entries;
+  entries.reserve(dict.size() / 2);
   for (size_t i = 0; i < dict.size(); i += 2) {
     require(dict[i], Kind::string, "key of the dict of tensors");
     PickledEntry& entry = entries.emplace_back();
@@ -488,8 +496,8 @@ std::vector<PickledEntry> Machine::members(const Node& dict) {
     if (value.kind == Kind::dict)
       fail("not a flat dict of tensors: " + in_quotes(entry.name) + " holds a dict");
     if (value.kind == Kind::tensor) {
+      charge(tensors_[value.payload].size.size() * 2 * sizeof(int64_t) + 64);
       entry.tensor = tensors_[value.payload];
-      charge(entry.tensor.size.size() * 2 * sizeof(int64_t) + 2 * sizeof(PickledEntry));
     } else {
       entry.problem = kind_name(value.kind);
     }
