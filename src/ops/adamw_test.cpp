@@ -1,0 +1,157 @@
+#include "ops/adamw.h"
+
+#include <cmath>
+
+#include "ops/op_test.h"
+
+namespace krait::op_test {
+namespace {
+
+struct Case {
+  Case(DType dtype, int64_t size, uint64_t seed)
+      : param(dtype, {size}),
+        grad(dtype, {size}),
+        m(dtype, {size}),
+        v(dtype, {size}),
+        norm(dtype, {1}) {
+    Rng rng(seed);
+    param.normal(rng);
+    grad.normal(rng, 0.1);
+    m.normal(rng, 0.05);
+    v.uniform(rng, 0, 0.01);
+    norm.values({2.5});
+  }
+  Case(const Case& o, int64_t size) : Case(DType::f64, size, 1) {
+    param.copy(o.param);
+    grad.copy(o.grad);
+    m.copy(o.m);
+    v.copy(o.v);
+    norm.copy(o.norm);
+  }
+  AdamW op() const {
+    return {.param = param,
+            .grad = grad,
+            .m = m,
+            .v = v,
+            .norm = norm,
+            .max_norm = 1,
+            .lr = 0.01f,
+            .weight_decay = 0.1f,
+            .step = 3};
+  }
+  bool guards_intact() const {
+    return param.guards_intact() && m.guards_intact() && v.guards_intact();
+  }
+
+  TestTensor param, grad, m, v, norm;
+};
+
+// The equations of the header by hand: zero state, no clipping. At step 1 the corrected moments
+// are g and g^2, so that the step is lr sign(g).
+TEST(AdamW, FirstStepIsTheLearningRate) {
+  Context ctx(reference_engine(), 1);
+  Case c(DType::f64, 2, 1);
+  c.param.values({2, -3});
+  c.grad.values({0.5, -1e-3});
+  c.m.zero();
+  c.v.zero();
+  AdamW op = c.op();
+  op.norm = {};
+  op.step = 1;
+  adamw(ctx, op);
+  const double decay = 1 - static_cast<double>(0.01f) * static_cast<double>(0.1f);
+  EXPECT_NEAR(c.param.to_double()[0], 2 * decay - 0.01, 1e-8);
+  EXPECT_NEAR(c.param.to_double()[1], -3 * decay + 0.01, 1e-6);  // eps beside |g| = 1e-3
+  EXPECT_NEAR(c.m.to_double()[0], 0.05, 1e-7);
+  EXPECT_NEAR(c.v.to_double()[0], 0.0125, 1e-7);
+}
+
+TEST(AdamW, ClippingScalesTheGradient) {
+  Context ctx(reference_engine(), 1);
+  Case clipped(DType::f64, 9, 2), scaled(DType::f64, 9, 2), small(DType::f64, 9, 2),
+      plain(DType::f64, 9, 2);
+  adamw(ctx, clipped.op());  // norm 2.5, max_norm 1
+  std::vector<double> g = scaled.grad.to_double();
+  for (double& x : g) x /= 2.5;
+  scaled.grad.values(g);
+  AdamW op = scaled.op();
+  op.norm = {};
+  adamw(ctx, op);
+  EXPECT_TRUE(close(clipped.param, scaled.param.to_double(), 1e-7));
+  small.norm.values({0.5});  // below max_norm: nothing is scaled up
+  adamw(ctx, small.op());
+  op = plain.op();
+  op.norm = {};
+  adamw(ctx, op);
+  EXPECT_TRUE(bitwise_equal(small.param, plain.param));
+}
+
+TEST(AdamW, CpuMatchesReference) {
+  for_each_simd_target([] {
+    Context ctx(reference_engine(), 2);
+    for (int64_t size : {0, 1, 2, 3, 7, 8, 15, 16, 17, 33, 1000, 40000})
+      for (int64_t step : {1, 3, 100000}) {
+        SCOPED_TRACE(testing::Message() << size << " at step " << step);
+        Case c(DType::f32, size, 3), oracle(c, size);
+        AdamW op = c.op(), oracle_op = oracle.op();
+        op.step = oracle_op.step = step;
+        cpu::adamw(ctx, op);
+        reference::adamw(ctx, oracle_op);
+        EXPECT_TRUE(close(c.param, oracle.param.to_double(), 1e-6));
+        EXPECT_TRUE(close(c.m, oracle.m.to_double(), 1e-6));
+        EXPECT_TRUE(close(c.v, oracle.v.to_double(), 1e-6));
+        EXPECT_TRUE(c.guards_intact());
+      }
+  });
+}
+
+TEST(AdamW, SameBitsForAnyThreads) {
+  Context one(reference_engine(), 1), two(reference_engine(), 2);
+  Case a(DType::f32, 100003, 3), b(DType::f32, 100003, 3);
+  cpu::adamw(one, a.op());
+  cpu::adamw(two, b.op());
+  EXPECT_TRUE(bitwise_equal(a.param, b.param));
+}
+
+TEST(GlobalNorm, CpuMatchesReferenceForAnyThreads) {
+  Rng rng(1);
+  std::vector<TestTensor> grads;
+  for (int64_t size : {1, 5, 16384, 0, 16385, 50000}) {
+    grads.emplace_back(DType::f32, std::initializer_list<int64_t>{size});
+    grads.back().normal(rng, 0.01);
+  }
+  std::vector<Tensor> views(grads.begin(), grads.end());
+  for_each_simd_target([&] {
+    TestTensor norms(DType::f32, {3, 1});
+    double sum = 0;
+    for (const TestTensor& g : grads)
+      for (double x : g.to_double()) sum += x * x;
+    Context one(reference_engine(), 1), two(reference_engine(), 2);
+    const auto norm = [&](int64_t i) {
+      return GlobalNorm{.grads = views, .norm = norms.view().slice(0, i, i + 1).reshape({1})};
+    };
+    reference::global_norm(one, norm(0));
+    cpu::global_norm(one, norm(1));
+    cpu::global_norm(two, norm(2));
+    const std::vector<double> n = norms.to_double();
+    EXPECT_NEAR(n[0], std::sqrt(sum), 1e-7 * std::sqrt(sum));
+    EXPECT_NEAR(n[1], std::sqrt(sum), 1e-7 * std::sqrt(sum));
+    EXPECT_EQ(n[1], n[2]);
+    EXPECT_TRUE(norms.guards_intact());
+  });
+}
+
+TEST(AdamW, EntryRefusesWrongArguments) {
+  Context ctx(reference_engine(), 1);
+  Case c(DType::f32, 4, 1);
+  adamw(ctx, c.op());
+  AdamW op = c.op();
+  op.grad = op.grad.slice(0, 0, 3);
+  EXPECT_THROW(adamw(ctx, op), CheckFailure);
+  op = c.op();
+  op.step = 0;
+  EXPECT_THROW(adamw(ctx, op), CheckFailure);
+}
+
+}  // namespace
+}  // namespace krait::op_test

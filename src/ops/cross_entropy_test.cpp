@@ -1,0 +1,197 @@
+#include "ops/cross_entropy.h"
+
+#include <cmath>
+
+#include "ops/onednn.h"
+#include "ops/op_test.h"
+
+namespace krait::op_test {
+namespace {
+
+struct Shape {
+  int64_t tokens, d_model, vocab_size;
+};
+
+const Shape kShapes[] = {{1, 1, 1},   {2, 3, 2},     {3, 8, 15},     {5, 16, 16},    {9, 33, 17},
+                         {40, 5, 33}, {7, 20, 4100}, {1100, 4, 257}, {130, 2, 70001}};
+
+struct Case {
+  Case(DType dtype, const Shape& s, uint64_t seed)
+      : x(dtype, {s.tokens, s.d_model}, s.d_model + 3),
+        weight(dtype, {s.vocab_size, s.d_model}),
+        targets(DType::i32, {s.tokens}),
+        loss(full(dtype), {s.tokens}),
+        dx(dtype, {s.tokens, s.d_model}, s.d_model + 1),
+        dweight(full(dtype), {s.vocab_size, s.d_model}) {
+    Rng rng(seed);
+    x.normal(rng, 2);
+    weight.normal(rng);
+    dweight.normal(rng, 0.01);
+    std::vector<double> ids;
+    for (int64_t t = 0; t < s.tokens; ++t)
+      ids.push_back(t % 4 == 3
+                        ? -100.0
+                        : static_cast<double>(rng.below(static_cast<uint64_t>(s.vocab_size))));
+    targets.values(ids);
+  }
+  Case(const Case& o, const Shape& s) : Case(DType::f64, s, 1) {
+    x.copy(o.x);
+    weight.copy(o.weight);
+    targets.copy(o.targets);
+    dweight.copy(o.dweight);
+  }
+  static DType full(DType t) { return t == DType::f64 ? t : DType::f32; }
+
+  CrossEntropy op() const { return {.x = x, .weight = weight, .targets = targets, .loss = loss}; }
+  CrossEntropyGrad grad() const { return {.scale = 0.37f, .dx = dx, .dweight = dweight}; }
+  bool guards_intact() const {
+    return loss.guards_intact() && dx.guards_intact() && dweight.guards_intact();
+  }
+
+  TestTensor x, weight, targets, loss, dx, dweight;
+};
+
+TEST(CrossEntropy, ReferenceGradientsMatchDifferences) {
+  Context ctx(reference_engine(), 1);
+  Case c(DType::f64, {5, 4, 6}, 3);
+  TestTensor x(DType::f64, {5, 4});
+  x.copy(c.x);
+  c.dweight.zero();
+  CrossEntropy op = c.op();
+  op.x = x;
+  cross_entropy_bwd(ctx, op, c.grad());
+  const auto objective = [&] {
+    cross_entropy_fwd(ctx, op);
+    double sum = 0;
+    for (double loss : c.loss.to_double()) sum += loss;
+    return sum * static_cast<double>(0.37f);
+  };
+  Rng rng(8);
+  EXPECT_TRUE(gradient_matches(x, c.dx.to_double(), objective, rng));
+  EXPECT_TRUE(gradient_matches(c.weight, c.dweight.to_double(), objective, rng));
+}
+
+TEST(CrossEntropy, UniformLogitsGiveLogVocabSize) {
+  Context ctx(reference_engine(), 1);
+  Case c(DType::f64, {3, 4, 50}, 3);
+  c.weight.zero();
+  cross_entropy_fwd(ctx, c.op());
+  EXPECT_NEAR(c.loss.to_double()[0], std::log(50.0), 1e-14);
+}
+
+void check_against_reference(DType dtype, const Shape& s) {
+  SCOPED_TRACE(testing::Message() << s.tokens << " x " << s.d_model << " x " << s.vocab_size << " "
+                                  << name_of(dtype));
+  Context ctx(reference_engine(), 2);
+  Case c(dtype, s, 11), oracle(c, s);
+  reference::cross_entropy_bwd(ctx, oracle.op(), oracle.grad());
+  cpu::cross_entropy_fwd(ctx, c.op());
+  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), 1e-6));
+  c.loss.values(std::vector<double>(static_cast<size_t>(s.tokens), std::nan("")));
+  cpu::cross_entropy_bwd(ctx, c.op(), c.grad());
+  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), 1e-6));
+  if (dtype == DType::bf16) {
+    EXPECT_TRUE(close_bf16(c.dx, oracle.dx.to_double()));
+    EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 2 * 1.7e-3));  // dlogits are bf16
+  } else {
+    EXPECT_TRUE(close(c.dx, oracle.dx.to_double(), 1e-5));
+    EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 1e-5));
+  }
+  EXPECT_TRUE(c.guards_intact());
+}
+
+TEST(CrossEntropy, CpuMatchesReference) {
+  for_each_simd_target([] {
+    for (const Shape& s : kShapes)
+      for (DType dtype : {DType::f32, DType::bf16}) check_against_reference(dtype, s);
+  });
+}
+
+TEST(CrossEntropy, WideningMatchesReference) {
+  cpu::force_widening(true);
+  for (const Shape& s : kShapes) check_against_reference(DType::bf16, s);
+  cpu::force_widening(false);
+}
+
+TEST(CrossEntropy, IgnoredTargetsGiveNothing) {
+  Context ctx(reference_engine(), 2);
+  for (DType dtype : {DType::f32, DType::bf16})
+    for (const auto bwd : {reference::cross_entropy_bwd, cpu::cross_entropy_bwd}) {
+      Case c(dtype, {20, 6, 9}, 2);
+      c.targets.values(std::vector<double>(20, -1));
+      const std::vector<double> before = c.dweight.to_double();
+      bwd(ctx, c.op(), c.grad());
+      EXPECT_EQ(c.loss.to_double(), std::vector<double>(20, 0));
+      EXPECT_EQ(c.dx.to_double(), std::vector<double>(120, 0));
+      EXPECT_EQ(c.dweight.to_double(), before);
+    }
+}
+
+// Logits so large that e^logit overflows, and losses of thousands.
+TEST(CrossEntropy, LargeLogitsStayFinite) {
+  Context ctx(reference_engine(), 2);
+  const Shape s = {20, 16, 300};
+  Case c(DType::f32, s, 2), oracle(c, s);
+  Rng rng(1);
+  c.x.normal(rng, 300);
+  oracle.x.copy(c.x);
+  reference::cross_entropy_bwd(ctx, oracle.op(), oracle.grad());
+  cpu::cross_entropy_bwd(ctx, c.op(), c.grad());
+  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), 1e-6));
+  EXPECT_TRUE(close(c.dx, oracle.dx.to_double(), 1e-4));  // p moves by the logit's rounding, 1e-4
+}
+
+TEST(CrossEntropy, NoWeightGradientAndNoTokens) {
+  Context ctx(reference_engine(), 2);
+  Case a(DType::f32, {20, 6, 9}, 2), b(DType::f32, {20, 6, 9}, 2);
+  cpu::cross_entropy_bwd(ctx, a.op(), a.grad());
+  CrossEntropyGrad grad = b.grad();
+  grad.dweight = {};
+  cpu::cross_entropy_bwd(ctx, b.op(), grad);
+  EXPECT_TRUE(bitwise_equal(a.dx, b.dx));
+  Case none(DType::f32, {0, 6, 9}, 2);
+  const std::vector<double> before = none.dweight.to_double();
+  cross_entropy_bwd(ctx, none.op(), none.grad());
+  cpu::cross_entropy_bwd(ctx, none.op(), none.grad());
+  EXPECT_EQ(none.dweight.to_double(), before);
+}
+
+TEST(CrossEntropy, SameBitsTwiceAndForAnyThreads) {
+  Context one(reference_engine(), 1), two(reference_engine(), 2);
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    const Shape s = {1200, 30, 130};
+    Case a(dtype, s, 4), b(dtype, s, 4), c(dtype, s, 4);
+    for (const auto& [ctx, k] : {std::pair{&one, &a}, std::pair{&two, &b}, std::pair{&two, &c}})
+      cpu::cross_entropy_bwd(*ctx, k->op(), k->grad());
+    for (const auto member : {&Case::loss, &Case::dx, &Case::dweight}) {
+      EXPECT_TRUE(bitwise_equal(b.*member, c.*member));
+      EXPECT_TRUE(bitwise_equal(a.*member, b.*member));
+    }
+  }
+}
+
+TEST(CrossEntropy, WorkspaceIsAChunkOfLogits) {
+  Context ctx(reference_engine(), 2);
+  Case c(DType::f32, {3000, 4, 20000}, 4);  // all logits would take 240 MB
+  cpu::cross_entropy_bwd(ctx, c.op(), c.grad());
+  EXPECT_LE(ctx.workspace().capacity(), size_t{40} << 20);
+  const int64_t before = ctx.workspace().block_allocations();
+  cpu::cross_entropy_bwd(ctx, c.op(), c.grad());
+  EXPECT_EQ(ctx.workspace().block_allocations(), before);
+}
+
+TEST(CrossEntropy, EntryRefusesWrongArguments) {
+  Context ctx(reference_engine(), 1);
+  Case c(DType::f32, {2, 3, 4}, 1);
+  cross_entropy_bwd(ctx, c.op(), c.grad());
+  c.targets.values({0, 4});
+  EXPECT_THROW(cross_entropy_fwd(ctx, c.op()), CheckFailure);
+  EXPECT_THROW(cross_entropy_bwd(ctx, c.op(), c.grad()), CheckFailure);
+  c.targets.values({0, -5});
+  CrossEntropyGrad grad = c.grad();
+  grad.dweight = grad.dweight.slice(0, 0, 3);
+  EXPECT_THROW(cross_entropy_bwd(ctx, c.op(), grad), CheckFailure);
+}
+
+}  // namespace
+}  // namespace krait::op_test

@@ -1,0 +1,85 @@
+#include "ops/machine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "core/threads.h"
+#include "ops/engine.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/machine.cpp"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace krait::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Reads all of [begin, begin + count), a multiple of 8 vectors of 64 bytes; the xor of it.
+uint32_t read_all(const uint32_t* begin, int64_t count) {
+  const hn::ScalableTag<uint32_t> d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  auto a = hn::Zero(d), b = a, c = a, e = a;
+  for (int64_t i = 0; i < count; i += 4 * lanes) {
+    a = hn::Xor(a, hn::LoadU(d, begin + i));
+    b = hn::Xor(b, hn::LoadU(d, begin + i + lanes));
+    c = hn::Xor(c, hn::LoadU(d, begin + i + 2 * lanes));
+    e = hn::Xor(e, hn::LoadU(d, begin + i + 3 * lanes));
+  }
+  return hn::GetLane(hn::MaxOfLanes(d, hn::Xor(hn::Xor(a, b), hn::Xor(c, e))));
+}
+
+}  // namespace krait::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace krait {
+HWY_EXPORT(read_all);
+
+namespace {
+
+// Seconds of the fastest of `runs` calls.
+template <class F>
+double best_of(int runs, F&& f) {
+  using Clock = std::chrono::steady_clock;
+  double best = 1e30;
+  for (int i = 0; i < runs; ++i) {
+    const auto start = Clock::now();
+    f();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
+  }
+  return best;
+}
+
+}  // namespace
+
+double measure_read_bandwidth(Context& ctx) {
+  constexpr int64_t kBytes = int64_t{512} << 20, kCount = kBytes / 4, kGrain = 1 << 14;
+  constexpr int kRuns = 8;
+  const Buffer memory(kBytes);
+  std::memset(memory.data(), 1, kBytes);
+  const auto* words = static_cast<const uint32_t*>(memory.data());
+  volatile uint32_t sink = 0;  // the reads must happen
+  const double seconds = best_of(kRuns, [&] {
+    parallel_ranges(ctx.threads(), kCount, kGrain, [&](int64_t begin, int64_t end) {
+      const uint32_t word = HWY_DYNAMIC_DISPATCH(read_all)(words + begin, end - begin);
+      if (word == 0) sink = 1;
+    });
+  });
+  return static_cast<double>(kBytes) / seconds * 1e-9;
+}
+
+double measure_gemm_rate(Context& ctx, DType dtype) {
+  constexpr int64_t kTokens = 1024, kIn = 4096, kOut = 2048;
+  constexpr int kRuns = 8;
+  const OwnedTensor x(dtype, {kTokens, kIn}), weight(dtype, {kOut, kIn});
+  const OwnedTensor y(DType::f32, {kTokens, kOut});
+  const Linear op = {.x = x, .weight = weight, .bias = {}, .y = y};
+  const double seconds = best_of(kRuns, [&] { ctx.engine().linear_fwd(ctx, op); });
+  return linear_cost(op).flops / seconds * 1e-9;
+}
+
+}  // namespace krait
+#endif

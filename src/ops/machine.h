@@ -1,0 +1,16 @@
+// What this machine can do at best, measured: the floors that benchmarks print beside their times.
+#pragma once
+
+#include "core/context.h"
+
+namespace krait {
+
+// GB/s at which the context's threads read memory far larger than the caches; the best of several
+// runs, about half a second. Takes 512 MiB while it runs.
+double measure_read_bandwidth(Context&);
+
+// GFLOP/s of the engine's matrix product x weight^T (1024 x 4096 x 2048) in f32 or bf16, the best
+// of several runs.
+double measure_gemm_rate(Context&, DType);
+
+}  // namespace krait
