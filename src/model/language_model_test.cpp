@@ -1,0 +1,299 @@
+// Properties of the whole model: chunks, packing, steps, states, gradients through states, steady
+// memory.
+#include "model/model_test.h"
+
+namespace krait {
+namespace {
+
+using namespace model_test;
+using op_test::close;
+using op_test::to_double;
+
+struct Run {
+  const char* name;
+  const Engine& (*engine)();
+  DType dtype;
+  double tolerance;
+};
+
+class LanguageModel : public testing::TestWithParam<Run> {
+ protected:
+  Context ctx{GetParam().engine()};
+  Config config = small_config();
+  TrainableModel model = random_trainable(ctx, config, GetParam().dtype);
+  DType full = full_precision_of(GetParam().dtype);
+  double tolerance = GetParam().tolerance;
+
+  std::vector<double> whole(const std::vector<int32_t>& tokens) {
+    const Packed p = packed({tokens});
+    return logits_of(ctx, model.weights(), p.view(), nullptr);
+  }
+};
+
+std::vector<int32_t> part(const std::vector<int32_t>& v, size_t begin, size_t end) {
+  return {v.begin() + static_cast<std::ptrdiff_t>(begin),
+          v.begin() + static_cast<std::ptrdiff_t>(end)};
+}
+
+void append(std::vector<double>& to, const std::vector<double>& from) {
+  to.insert(to.end(), from.begin(), from.end());
+}
+
+TEST_P(LanguageModel, AnyChunkingGivesTheSame) {
+  const std::vector<int32_t> tokens = random_tokens(150, config.vocab_size, 3);
+  for (const std::vector<size_t>& cuts :
+       std::vector<std::vector<size_t>>{{1}, {2, 3}, {64, 128}, {7, 7, 100}}) {
+    DecodeState state(config, 1, full);
+    std::vector<double> logits;
+    size_t begin = 0;
+    std::vector<size_t> ends = cuts;
+    ends.push_back(tokens.size());
+    for (size_t end : ends) {
+      const Packed chunk = packed({part(tokens, begin, end)});
+      append(logits, logits_of(ctx, model.weights(), chunk.view(), &state));
+      begin = end;
+    }
+    EXPECT_TRUE(close(logits, whole(tokens), tolerance));
+  }
+}
+
+TEST_P(LanguageModel, TokenByTokenGivesTheSame) {
+  const std::vector<int32_t> tokens = random_tokens(40, config.vocab_size, 4);
+  DecodeState state(config, 3, full);
+  std::vector<double> logits;
+  for (int32_t token : tokens)
+    append(logits, step_logits(ctx, model.weights(), {token}, {2}, state));
+  EXPECT_TRUE(close(logits, whole(tokens), tolerance));
+  for (double x : to_double(state.ssm(1).slice(0, 0, 2)))
+    EXPECT_EQ(x, 0);  // other slots are not touched
+}
+
+TEST_P(LanguageModel, PackedSequencesDoNotSeeEachOther) {
+  std::vector<std::vector<int32_t>> sequences;
+  for (int64_t length : {5, 0, 1, 70, 2})
+    sequences.push_back(random_tokens(length, config.vocab_size, static_cast<uint64_t>(length)));
+  const Packed all = packed(sequences, {4, 0, 1, 3, 2});
+  DecodeState state(config, 5, full);
+  const std::vector<double> together = logits_of(ctx, model.weights(), all.view(), &state);
+  std::vector<double> apart;
+  for (const auto& s : sequences)
+    if (!s.empty()) append(apart, whole(s));
+  EXPECT_TRUE(close(together, apart, tolerance));
+  // And each slot continues its own sequence.
+  const std::vector<double> next =
+      step_logits(ctx, model.weights(), {1, 2, 3, 4, 5}, {4, 0, 1, 3, 2}, state);
+  std::vector<double> expected;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i].push_back(static_cast<int32_t>(i) + 1);
+    const std::vector<double> l = whole(sequences[i]);
+    append(expected, std::vector<double>(l.end() - config.vocab_size, l.end()));
+  }
+  EXPECT_TRUE(close(next, expected, tolerance));
+}
+
+TEST_P(LanguageModel, AStateIsAValue) {
+  DecodeState state(config, 2, full);
+  const Packed prompt = packed({random_tokens(30, config.vocab_size, 5)});
+  logits_of(ctx, model.weights(), prompt.view(), &state);
+  const std::vector<std::byte> saved = state.save(0);
+  state.copy(0, 1);
+  const std::vector<double> first = step_logits(ctx, model.weights(), {7}, {0}, state);
+  EXPECT_EQ(step_logits(ctx, model.weights(), {7}, {1}, state), first);  // the fork
+  state.restore(0, saved);
+  EXPECT_EQ(step_logits(ctx, model.weights(), {7}, {0}, state), first);  // rolled back
+  DecodeState other(config, 4, full);
+  other.restore(3, saved);
+  EXPECT_EQ(step_logits(ctx, model.weights(), {7}, {3}, other), first);  // elsewhere
+  state.reset(0);
+  const std::vector<double> fresh = step_logits(ctx, model.weights(), {7}, {0}, state);
+  EXPECT_TRUE(close(fresh, whole({7}), tolerance));
+  EXPECT_NE(fresh, first);
+}
+
+TEST_P(LanguageModel, TheSameInputsGiveTheSameBits) {
+  const std::vector<int32_t> tokens = random_tokens(100, config.vocab_size, 6);
+  EXPECT_EQ(whole(tokens), whole(tokens));
+}
+
+TEST_P(LanguageModel, SteadyLoopsAllocateNothing) {
+  DecodeState state(config, 1, full);
+  const Packed chunk = packed({random_tokens(64, config.vocab_size, 7)});
+  const ParameterStore gradients(config, full);
+  const OwnedTensor loss(full, {64}), targets = tensor_of(random_tokens(64, config.vocab_size, 8));
+  const auto round = [&] {
+    logits_of(ctx, model.weights(), chunk.view(), &state);
+    step_logits(ctx, model.weights(), {3}, {}, state);
+    forward_backward(ctx, model.weights(),
+                     {.input = chunk.view(), .targets = targets, .state = &state},
+                     gradients.parameters(), loss);
+  };
+  round();
+  round();
+  const int64_t before = ctx.workspace().block_allocations();
+  for (int i = 0; i < 3; ++i) round();
+  EXPECT_EQ(ctx.workspace().block_allocations(), before);
+}
+
+TEST_P(LanguageModel, ScoreIsTheCrossEntropyOfTheLogits) {
+  const std::vector<int32_t> tokens = random_tokens(20, config.vocab_size, 9);
+  std::vector<int32_t> targets = random_tokens(20, config.vocab_size, 10);
+  targets[4] = -1;
+  const Packed p = packed({tokens});
+  const OwnedTensor loss(full, {20});
+  score(ctx, model.weights(), p.view(), tensor_of(targets), nullptr, loss);
+  const std::vector<double> l = whole(tokens), actual = to_double(loss);
+  for (size_t t = 0; t < tokens.size(); ++t) {
+    double sum = 0;
+    const double* row = l.data() + t * static_cast<size_t>(config.vocab_size);
+    for (int64_t v = 0; v < config.vocab_size; ++v) sum += std::exp(row[v]);
+    const double expected = targets[t] < 0 ? 0 : std::log(sum) - row[targets[t]];
+    EXPECT_NEAR(actual[t], expected, 10 * tolerance * (1 + std::abs(expected)));
+  }
+}
+
+TEST_P(LanguageModel, TokensOutsideTheVocabularyAreRefused) {
+  for (int32_t bad : {-1, 23, 1 << 30}) {
+    const Packed p = packed({{1, 2, bad}});
+    try {
+      logits_of(ctx, model.weights(), p.view(), nullptr);
+      FAIL();
+    } catch (const Error& e) {
+      EXPECT_EQ(std::string(e.what()),
+                "token number 2: token outside the vocabulary; expected 0 to 22, got " +
+                    std::to_string(bad));
+    }
+  }
+}
+
+// The gradients of a text are those of its parts when the state and its gradient are handed on.
+TEST_P(LanguageModel, GradientsFlowThroughTheState) {
+  if (GetParam().dtype == DType::bf16)
+    GTEST_SKIP() << "dstate passes a rounding to bf16 where parts meet";
+  const std::vector<int32_t> tokens = random_tokens(90, config.vocab_size, 11),
+                             targets = random_tokens(90, config.vocab_size, 12);
+  const Packed all = packed({tokens}),
+               parts[] = {packed({part(tokens, 0, 37)}), packed({part(tokens, 37, 90)})};
+  const ParameterStore expected(config, full), actual(config, full);
+  const OwnedTensor loss(full, {90});
+  forward_backward(ctx, model.weights(), {.input = all.view(), .targets = tensor_of(targets)},
+                   expected.parameters(), loss);
+
+  DecodeState start(config, 1, full), middle(config, 1, full), gradient(config, 1, full);
+  const OwnedTensor target[] = {tensor_of(part(targets, 0, 37)), tensor_of(part(targets, 37, 90))};
+  const Tensor first = loss->slice(0, 0, 37), second = loss->slice(0, 37, 90);
+  logits_of(ctx, model.weights(), parts[0].view(), &middle);
+  forward_backward(
+      ctx, model.weights(),
+      {.input = parts[1].view(), .targets = target[1], .state = &middle, .dstate = &gradient},
+      actual.parameters(), second);
+  forward_backward(
+      ctx, model.weights(),
+      {.input = parts[0].view(), .targets = target[0], .state = &start, .dstate = &gradient},
+      actual.parameters(), first);
+  for (const ParameterInfo& p : parameter_table(config))
+    EXPECT_TRUE(close(to_double(p.of(actual.parameters())), to_double(p.of(expected.parameters())),
+                      10 * tolerance))
+        << p.name;
+}
+
+TEST_P(LanguageModel, GradientsAreAddedAndPackedOnesAreTheSum) {
+  const std::vector<int32_t> a = random_tokens(9, config.vocab_size, 13),
+                             b = random_tokens(66, config.vocab_size, 14);
+  const Packed both = packed({a, b}), one[] = {packed({a}), packed({b})};
+  const ParameterStore expected(config, full), actual(config, full);
+  const OwnedTensor loss(full, {75});
+  std::vector<int32_t> targets = a;
+  targets.insert(targets.end(), b.begin(), b.end());
+  forward_backward(ctx, model.weights(), {.input = both.view(), .targets = tensor_of(targets)},
+                   expected.parameters(), loss);
+  forward_backward(ctx, model.weights(), {.input = one[0].view(), .targets = tensor_of(a)},
+                   actual.parameters(), loss->slice(0, 0, 9));
+  forward_backward(ctx, model.weights(), {.input = one[1].view(), .targets = tensor_of(b)},
+                   actual.parameters(), loss->slice(0, 9, 75));
+  for (const ParameterInfo& p : parameter_table(config))
+    EXPECT_TRUE(close(to_double(p.of(actual.parameters())), to_double(p.of(expected.parameters())),
+                      10 * tolerance))
+        << p.name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, LanguageModel,
+                         testing::Values(Run{"reference_f64", reference_engine, DType::f64, 1e-13},
+                                         Run{"reference_f32", reference_engine, DType::f32, 1e-6},
+                                         Run{"cpu_f32", cpu_engine, DType::f32, 1e-6},
+                                         Run{"cpu_bf16", cpu_engine, DType::bf16, 2e-2}),
+                         [](const auto& run) { return run.param.name; });
+
+// Every gradient against central differences in double, for each way to turn selection off.
+TEST(LanguageModelControls, GradientsMatchDifferences) {
+  for (int mask = 0; mask < 8; ++mask) {
+    Config c = small_config();
+    c.n_layer = 1;
+    c.selective_delta = mask & 1;
+    c.selective_B = mask & 2;
+    c.selective_C = mask & 4;
+    c.tie_embeddings = mask & 1;
+    Context ctx(reference_engine());
+    TrainableModel model = random_trainable(ctx, c, DType::f64);
+    const Packed input = packed({random_tokens(9, c.vocab_size, 15)});
+    const OwnedTensor targets = tensor_of(random_tokens(9, c.vocab_size, 16)),
+                      loss(DType::f64, {9});
+    const auto objective = [&] {
+      model.refresh(ctx);
+      score(ctx, model.weights(), input.view(), targets, nullptr, loss);
+      double sum = 0;
+      for (double l : to_double(loss)) sum += l;
+      return sum;
+    };
+    const ParameterStore gradients(c, DType::f64);
+    forward_backward(ctx, model.weights(), {.input = input.view(), .targets = targets},
+                     gradients.parameters(), loss);
+    Rng rng(17);
+    for (const ParameterInfo& p : parameter_table(c))
+      EXPECT_TRUE(op_test::gradient_matches(p.of(model.masters().parameters()),
+                                            to_double(p.of(gradients.parameters())), objective, rng,
+                                            1e-6))
+          << p.name << " with controls " << mask;
+  }
+}
+
+TEST(LanguageModelControls, RunOnTheCpuEngineToo) {
+  Config c = small_config();
+  c.selective_delta = c.selective_B = c.selective_C = false;
+  Context reference(reference_engine()), cpu(cpu_engine());
+  const TrainableModel oracle = random_trainable(reference, c, DType::f64),
+                       model = random_trainable(cpu, c, DType::f32);
+  const Packed input = packed({random_tokens(80, c.vocab_size, 18)});
+  const OwnedTensor targets = tensor_of(random_tokens(80, c.vocab_size, 19)),
+                    loss64(DType::f64, {80}), loss32(DType::f32, {80});
+  const ParameterStore expected(c, DType::f64), actual(c, DType::f32);
+  forward_backward(reference, oracle.weights(), {.input = input.view(), .targets = targets},
+                   expected.parameters(), loss64);
+  forward_backward(cpu, model.weights(), {.input = input.view(), .targets = targets},
+                   actual.parameters(), loss32);
+  for (const ParameterInfo& p : parameter_table(c))
+    EXPECT_TRUE(
+        close(to_double(p.of(actual.parameters())), to_double(p.of(expected.parameters())), 1e-5))
+        << p.name;
+}
+
+TEST(DecodeState, RefusesWhatIsNotItsOwn) {
+  const Config c = small_config();
+  Config wider = c;
+  wider.d_inner += 2;
+  DecodeState state(c), other(wider);
+  const std::vector<std::byte> saved = other.save(0);
+  EXPECT_THROW(state.restore(0, saved), Error);
+  std::vector<std::byte> mine = state.save(0);
+  mine.pop_back();
+  EXPECT_THROW(state.restore(0, mine), Error);
+  mine = state.save(0);
+  mine[0] ^= std::byte{1};
+  EXPECT_THROW(state.restore(0, mine), Error);
+  EXPECT_THROW(state.reset(1), CheckFailure);
+  Config swapped = c;  // the same number of bytes
+  std::swap(swapped.n_layer, swapped.d_inner);
+  EXPECT_THROW(state.restore(0, DecodeState(swapped).save(0)), Error);
+}
+
+}  // namespace
+}  // namespace krait
