@@ -1,0 +1,307 @@
+#include "train/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "core/mapped_file.h"
+#include "ops/engine.h"
+#include "train/run_folder.h"
+#include "train/schedule.h"
+
+namespace krait {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+Config new_model_config(const ModelSettings& m, const TrainingText& text) {
+  const int64_t vocab_size = m.vocab_size > 0 ? m.vocab_size : (text.vocab_size + 7) / 8 * 8;
+  Config config = make_config(vocab_size, m.d_model, m.n_layer);
+  config.d_state = m.d_state;
+  config.d_conv = m.d_conv;
+  config.d_inner = m.d_inner > 0 ? m.d_inner : m.expand * m.d_model;
+  if (m.dt_rank > 0) config.dt_rank = m.dt_rank;
+  config.tie_embeddings = m.tie_embeddings;
+  config.selective_delta = m.selective_delta;
+  config.selective_B = m.selective_B;
+  config.selective_C = m.selective_C;
+  if (text.eos_id) {
+    config.eos_token_ids = {*text.eos_id};
+    config.bos_token_id = config.pad_token_id = *text.eos_id;
+  }
+  return config;
+}
+
+Config model_config_of(const RunConfig& config, const TrainingText& text) {
+  const std::string& base = config.model.init_from;
+  const Config model = base.empty() ? new_model_config(config.model, text) : read_config(base);
+  check_config(model, base.empty() ? "model" : base + "/config.json");
+  if (model.vocab_size < text.vocab_size) {
+    throw Error("the model's vocabulary is smaller than the tokenizer's",
+                base.empty() ? "model.vocab_size" : base,
+                "at least " + std::to_string(text.vocab_size), std::to_string(model.vocab_size));
+  }
+  return model;
+}
+
+void copy_parameters(const fs::path& folder, TrainableModel& to) {
+  const Model from = load_model(folder, DType::f32);
+  for (const ParameterInfo& info : parameter_table(to.config())) {
+    const Tensor& source = info.of(from.weights.parameters);
+    const Tensor& target = info.of(to.masters().parameters());
+    std::copy_n(source.ptr<float>(), source.size(), target.ptr<float>());
+  }
+}
+
+AdamWSettings adamw_settings(const OptimSettings& o) {
+  return {o.beta1, o.beta2, o.eps, o.weight_decay, o.clip};
+}
+
+}  // namespace
+
+struct Trainer::Run {
+  RunConfig config;
+  TrainerEvents events;
+  RunFolder folder;
+  TrainingText text;
+  BatchSource source;
+  Learner learner;
+  std::optional<DecodeState> stream_state;
+  TrainerState state;
+  std::optional<MetricsWriter> metrics;
+  std::optional<EvalMetrics> validation;
+  fs::path checkpoint;
+  Batch batch;
+  Clock::time_point start = Clock::now();
+  double elapsed_before = 0;  // of the sessions before this one
+  double step_seconds = 0;    // of the last step, without validation and saving
+  int64_t last_eval = -1, last_save = -1;
+
+  Run(const RunConfig& c, const fs::path& path, TrainerEvents e)
+      : config(c),
+        events(std::move(e)),
+        folder(path),
+        text(load_training_text(c.data)),
+        source(text.train, c.data),
+        learner(cpu_engine(), model_config_of(c, text), dtype_from_name(c.train.dtype),
+                static_cast<int>(c.train.threads)) {
+    if (c.data.mode == "stream") stream_state.emplace(learner.model().config(), c.data.batch_size);
+  }
+
+  double elapsed() const { return elapsed_before + seconds_since(start); }
+  bool timed() const { return config.train.steps == 0; }
+  bool finished() const {
+    return (config.train.steps > 0 && state.step >= config.train.steps) ||
+           (config.train.seconds > 0 && elapsed() >= config.train.seconds);
+  }
+  fs::path tokenizer() const {
+    return config.data.tokenizer == "bytes" ? fs::path() : fs::path(config.data.tokenizer);
+  }
+  void log(const std::string& line) const {
+    if (events.log) events.log(line);
+  }
+
+  void begin(const std::string& resume);
+  void resume_from(const Checkpoint& from);
+  double learning_rate() const;
+  StepMetrics train_step();
+  void evaluate();
+  void save();
+  void export_model() const;
+};
+
+void Trainer::Run::begin(const std::string& resume) {
+  if (resume.empty() && folder.holds_a_run()) {
+    throw Error("the folder already holds a run", folder.path().string(),
+                "--resume auto, or another --out");
+  }
+  std::optional<Checkpoint> from;
+  if (resume == "auto") {
+    from = latest_checkpoint(folder.path(), [this](const std::string& line) { log(line); });
+  } else if (!resume.empty()) {
+    from = open_checkpoint(resume);
+  }
+  if (from) {
+    resume_from(*from);
+  } else if (config.model.init_from.empty()) {
+    learner.initialize(static_cast<uint64_t>(config.train.seed));
+  } else {
+    copy_parameters(config.model.init_from, learner.model());
+    learner.masters_changed();
+  }
+  abandon_checkpoints(folder.path(), state.step);
+  state.config_digest = run_config_digest(config);
+  state.text_digest = text.digest;
+  write_file_atomic(folder.path() / "config.toml", write_run_config(config));
+  metrics.emplace(folder.path(), state.step);
+}
+
+void Trainer::Run::resume_from(const Checkpoint& from) {
+  const auto mismatch = [&](const char* what, const char* expected) {
+    throw Error(std::string(what) + " of the checkpoint are not those of this run",
+                from.folder.string(), expected);
+  };
+  if (from.state.config_digest != run_config_digest(config)) {
+    mismatch("the settings", "[model] and [data] as in the config.toml beside it");
+  }
+  if (from.state.text_digest != text.digest)
+    mismatch("the tokens", "the text that the run began with");
+  load_checkpoint(from, learner.model(), learner.moments(),
+                  stream_state ? &*stream_state : nullptr);
+  learner.masters_changed();
+  state = from.state;
+  source.seek(state.cursor);
+  elapsed_before = state.elapsed_s;
+  last_save = state.step;
+  checkpoint = from.folder;
+  log("resuming from " + from.folder.string());
+}
+
+double Trainer::Run::learning_rate() const {
+  const OptimSettings& o = config.optim;
+  Schedule schedule{o.lr, o.min_lr, o.schedule == "cosine"};
+  double done = static_cast<double>(state.step + 1);
+  if (timed()) {
+    schedule.total = config.train.seconds;
+    done = std::min(elapsed() + step_seconds, schedule.total);
+    // In seconds, as the steps so far have taken on average.
+    schedule.warmup = o.warmup_steps > 0 ? static_cast<double>(o.warmup_steps) * elapsed() /
+                                               static_cast<double>(std::max<int64_t>(state.step, 1))
+                                         : o.warmup_fraction * schedule.total;
+  } else {
+    schedule.total = static_cast<double>(config.train.steps);
+    schedule.warmup = o.warmup_steps > 0 ? static_cast<double>(o.warmup_steps)
+                                         : std::floor(o.warmup_fraction * schedule.total);
+  }
+  return schedule.at(done);
+}
+
+StepMetrics Trainer::Run::train_step() {
+  const Clock::time_point begin = Clock::now();
+  StepMetrics m;
+  m.lr = learning_rate();
+  double loss = 0;
+  int64_t targets = 0, tokens = 0;
+  for (int64_t i = 0; i < config.optim.accumulation; ++i) {
+    source.next(batch);
+    if (stream_state && batch.reset_state) stream_state->reset();
+    // Every batch has the same number of targets.
+    const double scale = 1.0 / static_cast<double>(batch.target_count * config.optim.accumulation);
+    loss += learner.accumulate(batch, scale, stream_state ? &*stream_state : nullptr);
+    targets += batch.target_count;
+    tokens += static_cast<int64_t>(batch.tokens.size());
+  }
+  m.step = state.step + 1;
+  m.loss = loss / static_cast<double>(targets);
+  m.grad_norm = learner.gradient_norm();
+  if (!std::isfinite(m.loss) || !std::isfinite(m.grad_norm)) {
+    throw Error(
+        "training has diverged at step " + std::to_string(m.step), folder.path().string(),
+        "a finite loss and gradient; a lower optim.lr may help",
+        "loss " + std::to_string(m.loss) + ", gradient norm " + std::to_string(m.grad_norm));
+  }
+  learner.update(adamw_settings(config.optim), m.lr, m.step);
+  step_seconds = seconds_since(begin);
+  state.step = m.step;
+  state.tokens += tokens;
+  state.cursor = source.cursor();
+  m.tokens = state.tokens;
+  m.tokens_per_s = static_cast<double>(tokens) / std::max(step_seconds, 1e-9);
+  m.elapsed_s = elapsed();
+  return m;
+}
+
+void Trainer::Run::evaluate() {
+  if (text.validation.predictions() == 0 || last_eval == state.step) return;
+  last_eval = state.step;
+  ValidationSource validation_source(text.validation, config.data, config.train.eval_tokens);
+  std::optional<DecodeState> rows;
+  if (stream_state) rows.emplace(learner.model().config(), validation_source.rows());
+  EvalMetrics m;
+  double loss = 0;
+  int64_t bytes = 0;
+  while (validation_source.next(batch)) {
+    loss += learner.score(batch, rows ? &*rows : nullptr);
+    m.scored_tokens += batch.target_count;
+    bytes += text.bytes_of(batch.targets);
+  }
+  m.step = state.step;
+  m.tokens = state.tokens;
+  m.loss = loss / static_cast<double>(m.scored_tokens);
+  m.perplexity = std::exp(m.loss);
+  m.bits_per_byte = loss / std::log(2.0) / static_cast<double>(bytes);
+  m.elapsed_s = elapsed();
+  metrics->write(m);
+  validation = m;
+  if (events.eval) events.eval(m);
+}
+
+void Trainer::Run::save() {
+  if (last_save == state.step) return;
+  state.elapsed_s = elapsed();
+  checkpoint = save_checkpoint(folder.path(), state, learner.model(), learner.moments(),
+                               stream_state ? &*stream_state : nullptr, tokenizer());
+  last_save = state.step;
+  prune_checkpoints(folder.path(), config.train.keep_last);
+}
+
+void Trainer::Run::export_model() const {
+  const fs::path model = folder.path() / "model";
+  std::error_code error;
+  fs::create_directories(model, error);
+  if (error) throw Error("cannot create the folder: " + error.message(), model.string());
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
+    if (fs::exists(checkpoint / name))
+      write_file_atomic(model / name, MappedFile(checkpoint / name).text());
+  }
+}
+
+Trainer::Trainer(const RunConfig& config, const fs::path& folder, const std::string& resume,
+                 TrainerEvents events)
+    : run_(std::make_unique<Run>(config, folder, std::move(events))) {
+  run_->begin(resume);
+}
+
+Trainer::~Trainer() = default;
+
+const Config& Trainer::model_config() const { return run_->learner.model().config(); }
+const TrainingText& Trainer::text() const { return run_->text; }
+int64_t Trainer::first_step() const { return run_->state.step; }
+
+TrainResult Trainer::run(const std::atomic<bool>& stop) {
+  Run& r = *run_;
+  const TrainSettings& t = r.config.train;
+  const auto due = [&r](int64_t every) { return every > 0 && r.state.step % every == 0; };
+  r.start = Clock::now();
+  while (!r.finished() && !stop) {
+    const StepMetrics m = r.train_step();
+    const bool last = r.finished();
+    if (due(t.log_every) || last) r.metrics->write(m);
+    if (r.events.step) r.events.step(m);
+    if (due(t.eval_every) && !last) r.evaluate();
+    if (due(t.sample_every) && !last && r.events.sample)
+      r.events.sample(r.state.step, r.learner.model().weights());
+    if (due(t.save_every)) r.save();
+  }
+  TrainResult result;
+  result.interrupted = !r.finished();
+  r.save();
+  r.export_model();
+  if (!result.interrupted) {
+    r.evaluate();
+    if (r.events.sample && !t.sample_prompts.empty())
+      r.events.sample(r.state.step, r.learner.model().weights());
+  }
+  result.step = r.state.step;
+  result.validation = r.validation;
+  result.model = r.folder.path() / "model";
+  result.checkpoint = r.checkpoint;
+  return result;
+}
+
+}  // namespace krait
