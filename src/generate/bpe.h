@@ -42,6 +42,8 @@ class Bpe {
     std::vector<Candidate> heap;
   };
 
+  bool has_byte(uint8_t byte) const { return byte_ids_[byte] >= 0 || unk_id_ >= 0; }
+
   // Appends the ids of `word` to `out`. O(n log n). At most 2^31 - 1 bytes.
   void encode(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const;
 

@@ -85,7 +85,7 @@ void PreTokenizer::run(size_t index, std::string_view text, bool may_prefix, Scr
   if (index == steps_.size()) return emit(text);
   const PreTokenizerStep& step = steps_[index];
   if (step.add_prefix_space && may_prefix && !text.starts_with(' ')) {
-    std::string& prefixed = scratch.prefixed.emplace_back(1, ' ');
+    std::string& prefixed = scratch.storage.emplace_back(1, ' ');
     text = prefixed.append(text);
   }
   if (!step.pattern) return run(index + 1, text, may_prefix, scratch, emit);

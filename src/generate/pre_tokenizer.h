@@ -37,13 +37,14 @@ class PreTokenizer {
   struct Scratch {
     explicit Scratch(size_t text_bytes) : regex(text_bytes) {}
     RegexScratch regex;
-    std::deque<std::string>
-        prefixed;  // pieces that got a space; views of them stay good as long as this lives
+    // Text that was changed; views of it stay good as long as this lives.
+    std::deque<std::string> storage;
   };
   using Emit = std::function<void(std::string_view)>;
 
   // text: well-formed UTF-8. Words are handed over in order; they are views of `text` or of
-  // scratch.prefixed. may_prefix: false where the text continues what stands before it.
+  // scratch.storage.
+  // may_prefix: false where the text continues what stands before it.
   void split(std::string_view text, bool may_prefix, Scratch& scratch, const Emit& emit) const {
     run(0, text, may_prefix, scratch, emit);
   }

@@ -115,7 +115,7 @@ class Tokenizer::Impl::Encoder {
     for (const NormalForm form : impl_.normal_forms) {
       std::string storage;
       const std::string_view result = normalize(text, form, storage);
-      if (result.data() != text.data()) text = scratch_.prefixed.emplace_back(std::move(storage));
+      if (result.data() != text.data()) text = scratch_.storage.emplace_back(std::move(storage));
     }
     return text;
   }
@@ -130,8 +130,16 @@ class Tokenizer::Impl::Encoder {
       while (at < text.size() && !first_utf8(text.substr(at)).valid()) {
         at += first_utf8(text.substr(at)).size;
       }
-      if (at != begin) add_word(text.substr(begin, at - begin));
+      if (at != begin) add_invalid(text.substr(begin, at - begin));
     }
+  }
+
+  void add_invalid(std::string_view bytes) {
+    const auto known = [&](char c) { return impl_.bpe.has_byte(static_cast<uint8_t>(c)); };
+    if (std::all_of(bytes.begin(), bytes.end(), known)) return add_word(bytes);
+    std::string& word = scratch_.storage.emplace_back();
+    for (const char c : bytes) word += known(c) ? std::string_view(&c, 1) : kReplacementCharacter;
+    add_word(word);
   }
 
   void add_word(std::string_view word) {

@@ -29,10 +29,12 @@ class Tokenizer {
 
   // The ids that the tokenizers library gives. Bytes that are no UTF-8, which that library cannot
   // be given, become byte tokens, and what stands around them is tokenized as texts of their own;
-  // decode() gives them back.
-  //   parse_special: special tokens written in the text ("<|endoftext|>") become their ids; false:
-  //   they are plain text. add_special: adds what the file's template puts around a text (a
-  //   beginning-of-sequence token, say).
+  // decode() gives them back. (Where the vocabulary has no token for such a byte, as GPT-NeoX's has
+  // none for 0xC0, 0xC1 and 0xF5 to 0xFF, U+FFFD stands in for it.)
+  // parse_special: special tokens written in the text ("<|endoftext|>") become their ids; false:
+  // they are plain text.
+  // add_special: adds what the file's template puts around a text (a beginning-of-sequence token,
+  // say).
   std::vector<int32_t> encode(std::string_view text, bool parse_special = true,
                               bool add_special = true) const;
 

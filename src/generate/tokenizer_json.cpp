@@ -80,7 +80,6 @@ void read_normalizer(const json& node, const std::string& where, std::vector<Nor
     }
     return;
   }
-  allow_only(node, where, {"type"});
   if (type == "NFC") {
     out.push_back(NormalForm::kNfc);
   } else if (type == "NFD") {
@@ -92,6 +91,7 @@ void read_normalizer(const json& node, const std::string& where, std::vector<Nor
   } else {
     refuse_type(where, "NFC, NFD, NFKC, NFKD or Sequence", type);
   }
+  allow_only(node, where, {"type"});
 }
 
 // ---- pre_tokenizer
