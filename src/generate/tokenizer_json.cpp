@@ -4,6 +4,7 @@
 #include <array>
 #include <initializer_list>
 #include <optional>
+#include <unordered_set>
 
 #include "core/error.h"
 #include "formats/json.h"
@@ -361,18 +362,6 @@ void read_model(const json& model, const std::string& where, TokenizerSpec& spec
 
 // ---- added_tokens
 
-// The id that the tokenizers library gives an added token: that of the vocabulary, else the next
-// free one. It does so whatever the file says, so a file that says otherwise cannot be read to
-// everyone's liking.
-int32_t expected_id(const TokenizerSpec& spec, const std::string& content,
-                    int32_t vocabulary_size) {
-  const auto known = spec.ids.find(content);
-  if (known != spec.ids.end()) return known->second;
-  int32_t next = vocabulary_size;
-  for (const AddedToken& token : spec.added) next = std::max(next, token.id + 1);
-  return next;
-}
-
 AddedToken read_added_token(const json& node, const std::string& where) {
   allow_only(node, where,
              {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
@@ -392,21 +381,26 @@ AddedToken read_added_token(const json& node, const std::string& where) {
   return token;
 }
 
+// The tokenizers library gives an added token the id that the vocabulary has for it, else the next
+// free one, whatever the file says; so a file that says otherwise has no one meaning.
 void read_added_tokens(const json& list, const std::string& where, TokenizerSpec& spec) {
-  const auto vocabulary_size = static_cast<int32_t>(spec.ids.size());
+  auto next = static_cast<int32_t>(spec.ids.size());
+  std::unordered_set<int32_t> listed;
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string place = item(where, i);
     AddedToken token = read_added_token(list[i], place);
-    const int32_t expected = expected_id(spec, token.content, vocabulary_size);
+    const auto known = spec.ids.find(token.content);
+    const int32_t expected = known != spec.ids.end() ? known->second : next;
     if (token.id != expected) {
       throw Error("id of the added token " + in_quotes(token.content), member(place, "id"),
                   std::to_string(expected), std::to_string(token.id));
     }
+    if (!listed.insert(token.id).second) {
+      throw Error("added token given twice", place, "", in_quotes(token.content));
+    }
+    next = std::max(next, token.id + 1);
     const auto id = static_cast<size_t>(token.id);
     if (id >= spec.tokens.size()) spec.tokens.resize(id + 1);
-    const bool listed = std::any_of(spec.added.begin(), spec.added.end(),
-                                    [&](const AddedToken& other) { return other.id == token.id; });
-    if (listed) throw Error("added token given twice", place, "", in_quotes(token.content));
     spec.tokens[id] = {token.content, true, token.special};
     spec.ids.emplace(token.content, token.id);
     spec.added.push_back(std::move(token));
