@@ -7,6 +7,7 @@ Needs torch, transformers, safetensors and numpy from PyPI. Run from anywhere: p
 Each folder holds a checkpoint and expected.safetensors:
   tokens (40), targets (40; -100: not scored), greedy (256: the continuation of tokens)   i32
   logits_f32, logits_bf16 (transformers in that type, stored as f32), logits_f64           (40, vocab)
+  gradient_error_bf16 (1)  f64: how far transformers' gradients in bf16 are from those, relative, over all parameters
   loss (1)  f64: mean over the scored targets;  grad.NAME  f64: its gradient by each parameter
 """
 
@@ -130,6 +131,10 @@ def greedy(model, tokens, count):
     return torch.tensor(out, dtype=torch.int32), margin
 
 
+def gradient_vector(model):
+    return torch.cat([p.grad.double().flatten() for p in model.parameters()])
+
+
 def make(name, seed):
     sizes, switches, (form, dtype) = MODELS[name]
     hidden, layers, intermediate, conv, state, rank, vocab = sizes
@@ -149,8 +154,11 @@ def make(name, seed):
     expected["greedy"], margin = greedy(model, tokens, 256)
     if margin < 2e-4:  # too close to a tie to ask for identical text
         return None
-    expected["logits_bf16"] = logits_of(model.to(torch.bfloat16), tokens).float()
-    model.to(torch.float32)
+    model.to(torch.bfloat16)
+    logits = model(tokens[None], use_cache=False).logits[0]
+    torch.nn.functional.cross_entropy(logits, targets).backward()
+    expected["logits_bf16"] = logits.detach().float()
+    gradients_bf16 = gradient_vector(model)
     model = MambaForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(seed)
     randomize(model, generator)
@@ -167,6 +175,8 @@ def make(name, seed):
         loss.backward()
     expected["logits_f64"] = logits.detach()
     expected["loss"] = loss.detach()[None]
+    gradients = gradient_vector(model)
+    expected["gradient_error_bf16"] = ((gradients_bf16 - gradients).norm() / gradients.norm())[None]
     for parameter, value in model.named_parameters():
         expected["grad." + parameter] = value.grad
     difference = float((expected["logits_f32"] - logits.detach()).norm() / logits.detach().norm())
