@@ -323,7 +323,11 @@ void apply_setting(RunConfig& config, const std::string& setting) {
     try {
       table = toml::parse(std::string("value = ").append(command_line_value<T>(text)).append("\n"));
     } catch (const toml::parse_error&) {
-      table.insert("value", text);  // not a TOML value: `read` says which type it expects
+      table.clear();
+    }
+    if (table.size() != 1) {  // not one TOML value: `read` says which type it expects
+      table.clear();
+      table.insert("value", text);
     }
     read(*table.get("value"), value, limits, source);
   });

@@ -1,0 +1,307 @@
+// Training runs: resuming gives the bits of a run without a stop, failures leave something to
+// resume from.
+#include "train/trainer.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "core/rng.h"
+#include "model/weights.h"
+#include "train/test_folder.h"
+
+namespace krait {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Text with some structure to learn: words of a small vocabulary.
+std::string toy_text(int words, uint64_t seed = 1) {
+  static constexpr const char* kWords[] = {"the ", "cat ",   "sat ", "on ",
+                                           "a ",   "mat.\n", "and ", "dog "};
+  Rng rng(seed);
+  std::string text;
+  for (int i = 0; i < words; ++i) text += kWords[rng.below(8)];
+  return text;
+}
+
+struct Toy {
+  TestFolder folder;
+  std::string text = folder.file("text.txt", toy_text(700));
+
+  RunConfig config(const std::vector<std::string>& more = {}) const {
+    std::vector<std::string> settings = {"data.train=" + text,
+                                         "model.d_model=16",
+                                         "model.n_layer=2",
+                                         "model.d_state=4",
+                                         "data.seq_len=16",
+                                         "data.batch_size=4",
+                                         "train.steps=24",
+                                         "train.eval_every=10",
+                                         "train.eval_tokens=64",
+                                         "train.save_every=0",
+                                         "data.validation_fraction=0.1",
+                                         "train.threads=1",
+                                         "optim.lr=0.01"};
+    settings.insert(settings.end(), more.begin(), more.end());
+    return parse_run_config("", "settings", settings);
+  }
+  fs::path out(const std::string& name) const { return folder.path() / name; }
+};
+
+// Runs until the end or until `stop_at` steps are done.
+TrainResult train(const RunConfig& config, const fs::path& out, const std::string& resume = "",
+                  int64_t stop_at = -1) {
+  std::atomic<bool> stop{false};
+  TrainerEvents events;
+  events.step = [&](const StepMetrics& m) { stop = m.step == stop_at; };
+  Trainer trainer(config, out, resume, events);
+  return trainer.run(stop);
+}
+
+// All that must not depend on stops: metrics without the clock, the last checkpoint's tensors and
+// cursor.
+std::string fingerprint(const fs::path& out, const TrainResult& result) {
+  std::string text;
+  std::istringstream lines(read_text(out / "metrics.jsonl"));
+  for (std::string line; std::getline(lines, line);) {
+    auto j = nlohmann::json::parse(line);
+    j.erase("tokens_per_s");
+    j.erase("elapsed_s");
+    text += j.dump() + "\n";
+  }
+  const auto state = nlohmann::json::parse(read_text(result.checkpoint / "trainer_state.json"));
+  return text + state["cursor"].dump() + state["files"].dump();
+}
+
+TEST(Trainer, LearnsAndWritesTheRun) {
+  const Toy toy;
+  const fs::path out = toy.out("run");
+  const TrainResult result = train(toy.config({"train.steps=120"}), out);
+  EXPECT_EQ(result.step, 120);
+  EXPECT_FALSE(result.interrupted);
+  ASSERT_TRUE(result.validation.has_value());
+  EXPECT_LT(result.validation->loss,
+            2.0);  // of log(256) = 5.5 at first; the words' own entropy is about 0.6
+  EXPECT_GT(result.validation->loss, 0.4);
+  EXPECT_NEAR(result.validation->perplexity, std::exp(result.validation->loss), 1e-9);
+  EXPECT_NEAR(result.validation->bits_per_byte, result.validation->loss / std::log(2.0), 1e-9);
+  for (const char* name :
+       {"config.toml", "metrics.jsonl", "model/config.json", "model/model.safetensors",
+        "step-120/optimizer.safetensors", "step-120/trainer_state.json"}) {
+    EXPECT_TRUE(fs::exists(out / name)) << name;
+  }
+  const Model model = load_model(result.model);
+  EXPECT_EQ(model.config().d_model, 16);
+  EXPECT_EQ(model.config().vocab_size, 256);
+  const RunConfig again = load_run_config(out / "config.toml", {});
+  EXPECT_EQ(write_run_config(again), read_text(out / "config.toml"));
+}
+
+// The stops are before, on and after epoch borders (an epoch is about 42 batches of 64 tokens; 24
+// steps of 2 batches cross one).
+TEST(Trainer, ResumedRunIsBitForBitTheStraightOne) {
+  for (const std::string mode : {"documents", "stream"}) {
+    for (const std::string accumulation : {"1", "3"}) {
+      const Toy toy;
+      const auto config = toy.config({"data.mode=" + mode, "optim.accumulation=" + accumulation});
+      const TrainResult straight = train(config, toy.out("straight"));
+      TrainResult resumed;
+      for (const int64_t stop_at :
+           {int64_t{1}, int64_t{7}, int64_t{13}, int64_t{20}, int64_t{-1}}) {
+        resumed = train(config, toy.out("resumed"), "auto", stop_at);
+        EXPECT_EQ(resumed.interrupted, stop_at > 0);
+      }
+      EXPECT_EQ(fingerprint(toy.out("resumed"), resumed),
+                fingerprint(toy.out("straight"), straight))
+          << mode << " " << accumulation;
+      EXPECT_EQ(read_text(toy.out("resumed") / "model/model.safetensors"),
+                read_text(toy.out("straight") / "model/model.safetensors"));
+    }
+  }
+}
+
+TEST(Trainer, SameSettingsSameBitsWhateverTheLogging) {
+  const Toy toy;
+  const TrainResult a = train(toy.config(), toy.out("a"));
+  const TrainResult b =
+      train(toy.config({"train.save_every=5", "train.keep_last=100"}), toy.out("b"));
+  EXPECT_EQ(fingerprint(toy.out("a"), a), fingerprint(toy.out("b"), b));
+  const TrainResult c = train(toy.config({"train.seed=2"}), toy.out("c"));
+  EXPECT_NE(fingerprint(toy.out("a"), a), fingerprint(toy.out("c"), c));
+}
+
+TEST(Trainer, Bf16RunsAndResumes) {
+  const Toy toy;
+  const auto config = toy.config({"train.dtype=bf16"});
+  const TrainResult straight = train(config, toy.out("straight"));
+  train(config, toy.out("resumed"), "auto", 9);
+  const TrainResult resumed = train(config, toy.out("resumed"), "auto");
+  EXPECT_EQ(fingerprint(toy.out("resumed"), resumed), fingerprint(toy.out("straight"), straight));
+}
+
+TEST(Trainer, FineTunesAModelsFolder) {
+  const Toy toy;
+  const TrainResult base = train(toy.config({"train.steps=60"}), toy.out("base"));
+  const auto config = toy.config({"model.init_from=" + base.model.string(), "train.steps=1",
+                                  "optim.lr=1e-9", "optim.min_lr=1e-9"});
+  const TrainResult tuned = train(config, toy.out("tuned"));
+  ASSERT_TRUE(tuned.validation && base.validation);
+  EXPECT_NEAR(tuned.validation->loss, base.validation->loss, 1e-5);
+}
+
+TEST(Trainer, DivergenceIsAnErrorAndTheOptimizerIsNotApplied) {
+  const Toy toy;
+  const auto base = train(toy.config({"train.steps=2"}), toy.out("base"));
+  // A weight that is not a number, as a broken checkpoint would bring.
+  Model model = load_model(base.model, DType::f32);
+  Parameters parameters = model.weights.parameters;
+  OwnedTensor norm(DType::f32, {16});
+  norm->ptr<float>()[3] = std::numeric_limits<float>::quiet_NaN();
+  parameters.norm_f = norm;
+  fs::create_directory(toy.out("nan"));
+  save_model(toy.out("nan"), model.config(), parameters, Dialect::hf, DType::f32);
+  const std::string message = message_of<Error>(
+      [&] { train(toy.config({"model.init_from=" + toy.out("nan").string()}), toy.out("run")); });
+  EXPECT_NE(message.find("training has diverged at step 1"), std::string::npos) << message;
+  EXPECT_TRUE(list_checkpoints(toy.out("run")).empty());
+  EXPECT_EQ(read_text(toy.out("run") / "metrics.jsonl"), "");
+}
+
+TEST(Trainer, RefusesWhatCannotContinue) {
+  const Toy toy;
+  train(toy.config({"train.steps=3"}), toy.out("run"));
+  const auto error_of = [&](const std::vector<std::string>& more, const std::string& resume) {
+    return message_of<Error>([&] { train(toy.config(more), toy.out("run"), resume); });
+  };
+  EXPECT_NE(error_of({}, "").find("already holds a run"), std::string::npos);
+  EXPECT_NE(error_of({"data.batch_size=5"}, "auto").find("the settings of the checkpoint"),
+            std::string::npos);
+  EXPECT_NE(error_of({"model.d_model=32"}, "auto").find("the settings of the checkpoint"),
+            std::string::npos);
+  EXPECT_NE(error_of({}, toy.out("none").string()).find("trainer_state.json"), std::string::npos);
+  const Toy other;
+  other.folder.file("text.txt", toy_text(700, 2));
+  EXPECT_NE(error_of({"data.train=" + other.text}, "auto").find("the tokens of the checkpoint"),
+            std::string::npos);
+  const auto lock_error = [&] {
+    TrainerEvents events;
+    const Trainer first(toy.config(), toy.out("locked"), "", events);
+    return message_of<Error>([&] { train(toy.config(), toy.out("locked")); });
+  };
+  EXPECT_NE(lock_error().find("another process trains"), std::string::npos);
+  EXPECT_EQ(error_of({"train.steps=5"}, "auto"), "");  // longer: allowed
+}
+
+TEST(Trainer, ReturnsToAnOlderCheckpointOnRequest) {
+  const Toy toy;
+  const auto config = toy.config({"train.save_every=6", "train.keep_last=10"});
+  const TrainResult straight = train(config, toy.out("run"));
+  const std::string before = fingerprint(toy.out("run"), straight);
+  const TrainResult again = train(config, toy.out("run"), (toy.out("run") / "step-12").string());
+  EXPECT_EQ(fingerprint(toy.out("run"), again), before);
+  EXPECT_TRUE(fs::exists(toy.out("run") / "abandoned-step-24"));
+  EXPECT_EQ(list_checkpoints(toy.out("run")), (std::vector<int64_t>{6, 12, 18, 24}));
+}
+
+TEST(Checkpoint, DamageIsSeenAndPassedOver) {
+  const Toy toy;
+  const fs::path out = toy.out("run");
+  train(toy.config({"train.save_every=8", "train.keep_last=3"}), out);
+  ASSERT_EQ(list_checkpoints(out), (std::vector<int64_t>{8, 16, 24}));
+  std::vector<std::string> warnings;
+  const auto latest = [&] {
+    return latest_checkpoint(out, [&](const std::string& w) { warnings.push_back(w); });
+  };
+  EXPECT_EQ(latest()->state.step, 24);
+  const auto damage = [&](const std::string& name, auto&& change) {
+    std::string bytes = read_text(out / name);
+    change(bytes);
+    std::ofstream(out / name, std::ios::binary) << bytes;
+  };
+  Rng rng(5);
+  for (const char* name :
+       {"model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"}) {
+    const std::string path = std::string("step-24/") + name, good = read_text(out / path);
+    for (int i = 0; i < 40; ++i) {  // one bit anywhere
+      damage(path, [&](std::string& b) {
+        b[rng.below(b.size())] ^= static_cast<char>(1 << rng.below(8));
+      });
+      EXPECT_EQ(latest()->state.step, 16) << name;
+      damage(path, [&](std::string& b) { b = good; });
+    }
+    damage(path, [](std::string& b) { b.resize(b.size() / 2); });
+    EXPECT_EQ(latest()->state.step, 16);
+    fs::remove(out / path);
+    EXPECT_EQ(latest()->state.step, 16);
+    damage(path, [&](std::string& b) { b = good; });
+    EXPECT_EQ(latest()->state.step, 24);
+  }
+  EXPECT_EQ(warnings.size(), 4u * 42);
+  EXPECT_NE(warnings[0].find("step-24/model.safetensors"), std::string::npos) << warnings[0];
+  // The run goes on from the intact one.
+  damage("step-24/model.safetensors", [](std::string& b) { b.pop_back(); });
+  EXPECT_EQ(train(toy.config({"train.steps=30"}), out, "auto").step, 30);
+}
+
+TEST(Checkpoint, AFullDiskLeavesTheOlderOneIntact) {
+  const Toy toy;
+  const fs::path out = toy.out("run");
+  train(toy.config({"train.steps=5"}), out);
+  // Files may not grow beyond this: the write fails as on a full disk, with another errno.
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{20000, 20000};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string message =
+        message_of<Error>([&] { train(toy.config({"train.steps=6"}), out, "auto"); });
+    ::_exit(message.find("cannot write: File too large") != std::string::npos ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(list_checkpoints(out), (std::vector<int64_t>{5}));
+  for (const auto& entry : fs::directory_iterator(out)) {
+    EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
+  }
+  EXPECT_EQ(train(toy.config({"train.steps=6"}), out, "auto").step, 6);
+}
+
+// kill -9 at random times: what remains is always resumable, and the end is that of a run left
+// alone.
+TEST(Checkpoint, SurvivesBeingKilled) {
+  const Toy toy;
+  const auto config = toy.config({"train.steps=120", "train.save_every=3", "train.eval_every=0"});
+  const TrainResult straight = train(config, toy.out("straight"));
+  const fs::path out = toy.out("killed");
+  Rng rng(11);
+  int kills = 0;
+  for (int attempt = 0; attempt < 12; ++attempt) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      train(config, out, "auto");
+      ::_exit(0);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5 + rng.below(120)));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    kills += WIFSIGNALED(status) ? 1 : 0;
+    ASSERT_FALSE(WIFEXITED(status) && WEXITSTATUS(status) != 0);
+  }
+  EXPECT_GT(kills, 0);
+  const TrainResult end = train(config, out, "auto");
+  EXPECT_EQ(fingerprint(out, end), fingerprint(toy.out("straight"), straight));
+}
+
+}  // namespace
+}  // namespace krait
