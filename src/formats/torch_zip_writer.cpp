@@ -28,7 +28,12 @@ std::string pickled(int64_t x) {
   const bool small = x >= INT32_MIN && x <= INT32_MAX;
   return (small ? "J" : "\x8a\x08") + little_endian(static_cast<uint64_t>(x), small ? 4 : 8);
 }
-std::string pickled(const std::string& text) { return "X" + little_endian(text.size(), 4) + text; }
+std::string pickled(const std::string& text) {
+  std::string out = "X";
+  out += little_endian(text.size(), 4);
+  out += text;
+  return out;
+}
 std::string pickled(std::span<const int64_t> numbers) {
   std::string out = "(";
   for (const int64_t x : numbers) out += pickled(x);

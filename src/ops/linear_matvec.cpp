@@ -11,6 +11,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/linear_matvec.cpp"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "ops/simd_math-inl.h"
@@ -53,6 +54,9 @@ HWY_INLINE void accumulate(Tile<kRows, kTokens>& tile, const float* x, int64_t x
     for (int t = 0; t < kTokens; ++t) xs[t] = hn::LoadU(d, x + t * x_stride + at);
     for (int r = 0; r < kRows; ++r) {
       const VF weight = load(w + r * w_stride + at, p);
+      // The same place of the tile after this one. Without it a core waits at every start of a row:
+      // 768 wide in bf16, 71 % of the read bandwidth; with it, more than a plain loop reads.
+      if (p == 0 || kLanes * sizeof(T) >= 64) hwy::Prefetch(w + (kRows + r) * w_stride + at);
       for (int t = 0; t < kTokens; ++t)
         tile.sum[r][t][p] = hn::MulAdd(weight, xs[t], tile.sum[r][t][p]);
     }
@@ -86,28 +90,32 @@ HWY_NOINLINE void run_tile(const Linear& op, const Tensor& wide, int64_t first, 
     }
 }
 
-template <int kRows, class T, class Y>
+template <int kRows, int kTokens, class T, class Y>
 void run_rows(const Linear& op, const Tensor& wide, int64_t o) {
-  int64_t t = 0;
   const int64_t tokens = op.y.shape[0];
-  if constexpr (kRows <= 2)
-    for (; t + 4 <= tokens; t += 4) run_tile<kRows, 4, T, Y>(op, wide, t, o);
-  for (; t + 2 <= tokens; t += 2) run_tile<kRows, 2, T, Y>(op, wide, t, o);
-  for (; t < tokens; ++t) run_tile<kRows, 1, T, Y>(op, wide, t, o);
+  int64_t t = 0;
+  for (; t + kTokens <= tokens; t += kTokens) run_tile<kRows, kTokens, T, Y>(op, wide, t, o);
+  if constexpr (kTokens > 1)
+    for (; t < tokens; ++t) run_tile<kRows, 1, T, Y>(op, wide, t, o);
 }
 
-// One block of tokens. Four tokens want fewer rows at once: registers hold the tile's sums.
+template <int kRows, int kTokens, class T, class Y>
+void run_range(const Linear& op, const Tensor& wide, int64_t begin, int64_t end) {
+  int64_t o = begin;
+  for (; o + kRows <= end; o += kRows) run_rows<kRows, kTokens, T, Y>(op, wide, o);
+  for (; o < end; ++o) run_rows<1, kTokens, T, Y>(op, wide, o);
+}
+
+// One block of tokens. The tile is as large as the registers allow: 16 sums with AVX-512, else 8.
 template <class T, class Y>
 void run_block(Context& ctx, const Linear& op, const Tensor& wide) {
-  constexpr int kWide = kLanes >= 16 ? 2 : 1;
-  const bool many = op.y.shape[0] > 2;
-  parallel_ranges(ctx.threads(), op.weight.shape[0], 4, [&](int64_t begin, int64_t end) HWY_ATTR {
-    int64_t o = begin;
-    if (many)
-      for (; o + kWide <= end; o += kWide) run_rows<kWide, T, Y>(op, wide, o);
-    else
-      for (; o + 4 <= end; o += 4) run_rows<4, T, Y>(op, wide, o);
-    for (; o < end; ++o) run_rows<1, T, Y>(op, wide, o);
+  constexpr int kPairs = kLanes >= 16 ? 8 : 4;
+  const int64_t tokens = op.y.shape[0];
+  parallel_ranges(ctx.threads(), op.weight.shape[0], 8, [&](int64_t begin, int64_t end) HWY_ATTR {
+    if (tokens >= kPairs) return run_range<1, kPairs, T, Y>(op, wide, begin, end);
+    if (tokens >= 4) return run_range<kPairs / 4, 4, T, Y>(op, wide, begin, end);
+    if (tokens >= 2) return run_range<kPairs / 2, 2, T, Y>(op, wide, begin, end);
+    run_range<kPairs, 1, T, Y>(op, wide, begin, end);
   });
 }
 

@@ -30,9 +30,8 @@ Shape check_inputs(const SelectiveScan& op) {
 }
 
 void check_saved(const SelectiveScan& op, const Shape& s) {
-  const int64_t num_seqs = op.seq_start.shape[0] - 1;
   check_optional(op.saved, "saved", full_precision(op.u),
-                 {selective_scan_saved_size(s.tokens, num_seqs, s.d_inner, s.d_state)});
+                 {selective_scan_saved_size(s.tokens, s.d_inner, s.d_state)});
 }
 
 }  // namespace
@@ -48,12 +47,10 @@ Cost selective_scan_cost(const SelectiveScan& op) {
           .exps = elements * d_state};
 }
 
-int64_t selective_scan_saved_size(int64_t tokens, int64_t /*num_seqs*/, int64_t d_inner,
-                                  int64_t d_state) {
-  // A sequence's first chunk starts from `state`; every later chunk start is at least kScanChunk
-  // tokens after the one before.
-  const int64_t padded = (d_inner + 15) / 16 * 16;
-  return tokens / kScanChunk * padded * d_state;
+// A sequence's first chunk starts from `state`; every later chunk starts kScanChunk tokens or more
+// after the one before.
+int64_t selective_scan_saved_size(int64_t tokens, int64_t d_inner, int64_t d_state) {
+  return tokens / kScanChunk * d_inner * d_state;
 }
 
 void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {

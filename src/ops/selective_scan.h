@@ -48,8 +48,7 @@ struct SelectiveScanGrad {
 Cost selective_scan_cost(const SelectiveScan&);
 // Elements of `saved` for a batch of this shape: O(tokens x d_inner) whatever the sequences'
 // lengths.
-int64_t selective_scan_saved_size(int64_t tokens, int64_t num_seqs, int64_t d_inner,
-                                  int64_t d_state);
+int64_t selective_scan_saved_size(int64_t tokens, int64_t d_inner, int64_t d_state);
 void selective_scan_fwd(Context&, const SelectiveScan&);
 void selective_scan_bwd(Context&, const SelectiveScan&, const SelectiveScanGrad&);
 // One token for each sequence: tokens = num_seqs, seq_start and saved are none, state is needed.

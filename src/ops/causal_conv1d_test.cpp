@@ -1,0 +1,264 @@
+#include "ops/causal_conv1d.h"
+
+#include <cmath>
+
+#include "ops/op_test.h"
+
+namespace krait {
+namespace {
+
+using op_test::close;
+using op_test::close_bf16;
+using op_test::TestTensor;
+
+struct Case {
+  std::vector<int> lengths;
+  int64_t d_inner, d_conv = 4;
+  bool bias = true, state = true, silu = true, strided = false;
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  out << "lengths";
+  for (int l : c.lengths) out << " " << l;
+  return out << ", d_inner " << c.d_inner << ", d_conv " << c.d_conv << (c.bias ? "" : ", no bias")
+             << (c.state ? "" : ", no state") << (c.silu ? "" : ", no silu");
+}
+
+// Around the piece (64 tokens), the lanes, the strip (256 channels); sequences shorter than the
+// window.
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      {.lengths = {1}, .d_inner = 1},
+      {.lengths = {2}, .d_inner = 3, .d_conv = 2},
+      {.lengths = {3}, .d_inner = 4, .d_conv = 3, .bias = false},
+      {.lengths = {63}, .d_inner = 7, .silu = false},
+      {.lengths = {64}, .d_inner = 8, .state = false},
+      {.lengths = {65}, .d_inner = 9, .strided = true},
+      {.lengths = {131}, .d_inner = 15},
+      {.lengths = {5, 0, 1, 2, 70, 3, 4}, .d_inner = 17},
+      {.lengths = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, .d_inner = 16, .d_conv = 3},
+      {.lengths = {20, 66}, .d_inner = 270, .strided = true},
+  };
+  return all;
+}
+
+struct Conv {
+  int64_t tokens, num_seqs;
+  DType full;
+  TestTensor x, weight, bias, seq_start, slot, state, y, dy, dx, dweight, dbias, dstate;
+  CausalConv1d op;
+  CausalConv1dGrad grad;
+  std::vector<double> initial, dfinal;
+
+  static int64_t total(const Case& c) {
+    int64_t n = 0;
+    for (int l : c.lengths) n += l;
+    return n;
+  }
+
+  Conv(const Case& c, DType type)
+      : tokens(total(c)),
+        num_seqs(static_cast<int64_t>(c.lengths.size())),
+        full(type == DType::f64 ? DType::f64 : DType::f32),
+        x(type, {tokens, c.d_inner}, c.strided ? 2 * c.d_inner : 0),
+        weight(full, {c.d_inner, c.d_conv}),
+        bias(full, {c.d_inner}),
+        seq_start(DType::i32, {num_seqs + 1}),
+        slot(DType::i32, {num_seqs}),
+        state(full, {num_seqs + 1, c.d_conv - 1, c.d_inner}),
+        y(type, {tokens, c.d_inner}, c.strided ? c.d_inner + 3 : 0),
+        dy(type, {tokens, c.d_inner}),
+        dx(type, {tokens, c.d_inner}, c.strided ? 2 * c.d_inner : 0),
+        dweight(full, {c.d_inner, c.d_conv}),
+        dbias(full, {c.d_inner}),
+        dstate(full, {num_seqs + 1, c.d_conv - 1, c.d_inner}) {
+    Rng rng(4);
+    for (TestTensor* t : {&x, &weight, &bias, &state, &dy, &dstate, &dweight, &dbias})
+      t->normal(rng);
+    std::vector<double> starts = {0}, places;
+    for (int l : c.lengths) starts.push_back(starts.back() + l);
+    for (int64_t s = 0; s < num_seqs; ++s) places.push_back(static_cast<double>(num_seqs - s));
+    seq_start.values(starts);
+    slot.values(places);
+    keep_initial();
+    op = {.x = x,
+          .weight = weight,
+          .bias = c.bias ? bias.view() : Tensor(),
+          .seq_start = seq_start,
+          .state = c.state ? state.view() : Tensor(),
+          .slot = slot,
+          .y = y,
+          .silu = c.silu};
+    grad = {.dy = dy,
+            .dx = dx,
+            .dweight = dweight,
+            .dbias = c.bias ? dbias.view() : Tensor(),
+            .dstate = c.state ? dstate.view() : Tensor()};
+  }
+  void keep_initial() {
+    initial = state.to_double();
+    dfinal = dstate.to_double();
+  }
+  void take(const Conv& other) {
+    for (auto [mine, theirs] : {std::pair{&x, &other.x},
+                                {&weight, &other.weight},
+                                {&bias, &other.bias},
+                                {&state, &other.state},
+                                {&dy, &other.dy},
+                                {&dweight, &other.dweight},
+                                {&dbias, &other.dbias},
+                                {&dstate, &other.dstate}})
+      mine->copy(*theirs);
+    keep_initial();
+  }
+  void forward(Context& ctx) {
+    state.values(initial);
+    causal_conv1d_fwd(ctx, op);
+  }
+  void backward(Context& ctx) {
+    state.values(initial);
+    dstate.values(dfinal);
+    causal_conv1d_bwd(ctx, op, grad);
+  }
+  bool guards_intact() const {
+    for (const TestTensor* t : {&x, &weight, &state, &y, &dy, &dx, &dweight, &dbias, &dstate})
+      if (!t->guards_intact()) return false;
+    return true;
+  }
+};
+
+TEST(CausalConv1d, ReferenceGradientsMatchFiniteDifferences) {
+  Context ctx(reference_engine());
+  for (const Case& c : cases()) {
+    if (c.strided) continue;  // differs in layout only
+    SCOPED_TRACE(::testing::PrintToString(c));
+    Conv conv(c, DType::f64);
+    const auto objective = [&] {
+      conv.forward(ctx);
+      double sum = 0;
+      const std::vector<double> y = conv.y.to_double(), dy = conv.dy.to_double(),
+                                state = conv.state.to_double();
+      for (size_t i = 0; i < y.size(); ++i) sum += y[i] * dy[i];
+      for (size_t i = 0; i < state.size() && c.state; ++i) sum += state[i] * conv.dfinal[i];
+      return sum;
+    };
+    conv.dweight.zero();
+    conv.dbias.zero();
+    conv.backward(ctx);
+    Rng rng(3);
+    EXPECT_TRUE(op_test::gradient_matches(conv.x, conv.dx.to_double(), objective, rng));
+    EXPECT_TRUE(op_test::gradient_matches(conv.weight, conv.dweight.to_double(), objective, rng));
+    if (c.bias) {
+      EXPECT_TRUE(op_test::gradient_matches(conv.bias, conv.dbias.to_double(), objective, rng));
+    }
+    if (c.state) {
+      TestTensor start(DType::f64, {conv.num_seqs + 1, c.d_conv - 1, c.d_inner});
+      start.values(conv.initial);
+      const auto from_start = [&] {
+        conv.initial = start.to_double();
+        return objective();
+      };
+      EXPECT_TRUE(op_test::gradient_matches(start, conv.dstate.to_double(), from_start, rng));
+    }
+  }
+}
+
+TEST(CausalConv1d, CpuMatchesTheReferenceOnEverySimdTarget) {
+  op_test::for_each_simd_target([] {
+    for (const Case& c : cases())
+      for (DType type : {DType::f32, DType::bf16}) {
+        SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
+        Context reference(reference_engine()), cpu(cpu_engine(), 2);
+        Conv actual(c, type), oracle(c, DType::f64);
+        oracle.take(actual);
+        const auto agree = [&](const char* name, const TestTensor& a, const TestTensor& b,
+                               double tolerance) {
+          if (a.view().dtype == DType::bf16) {
+            EXPECT_TRUE(close_bf16(a, b.to_double())) << name;
+          } else {
+            EXPECT_TRUE(close(a, b.to_double(), tolerance)) << name;
+          }
+        };
+        oracle.forward(reference);
+        actual.forward(cpu);
+        agree("y", actual.y, oracle.y, 1e-6);
+        agree("state", actual.state, oracle.state, 0);
+        oracle.backward(reference);
+        actual.backward(cpu);
+        agree("dx", actual.dx, oracle.dx, 1e-6);
+        agree("dweight", actual.dweight, oracle.dweight, 1e-5);
+        agree("dbias", actual.dbias, oracle.dbias, 1e-5);
+        agree("dstate", actual.dstate, oracle.dstate, 1e-6);
+        EXPECT_TRUE(actual.guards_intact());
+      }
+  });
+}
+
+TEST(CausalConv1d, SplitAnywhereAndStepByStepAreTheWholePass) {
+  Context cpu(cpu_engine(), 2);
+  const Case c = {.lengths = {70}, .d_inner = 21};
+  Conv whole(c, DType::f32);
+  whole.forward(cpu);
+  for (int64_t cut : {1, 2, 3, 63, 64, 65, 69}) {
+    Conv parts(c, DType::f32);
+    parts.state.values(parts.initial);
+    for (auto [begin, end] : {std::pair{int64_t{0}, cut}, {cut, int64_t{70}}}) {
+      CausalConv1d op = parts.op;
+      for (Tensor* t : {&op.x, &op.y}) *t = t->slice(0, begin, end);
+      TestTensor start(DType::i32, {2});
+      start.values({0, static_cast<double>(end - begin)});
+      op.seq_start = start;
+      causal_conv1d_fwd(cpu, op);
+    }
+    EXPECT_TRUE(op_test::bitwise_equal(parts.y, whole.y)) << cut;
+    EXPECT_TRUE(op_test::bitwise_equal(parts.state, whole.state)) << cut;
+  }
+  Conv steps(c, DType::f32);
+  steps.state.values(steps.initial);
+  for (int64_t t = 0; t < 70; ++t) {
+    CausalConv1d op = steps.op;
+    for (Tensor* x : {&op.x, &op.y}) *x = x->slice(0, t, t + 1);
+    op.seq_start = Tensor();
+    causal_conv1d_step(cpu, op);
+  }
+  EXPECT_TRUE(op_test::bitwise_equal(steps.y, whole.y));
+  EXPECT_TRUE(op_test::bitwise_equal(steps.state, whole.state));
+}
+
+TEST(CausalConv1d, PackedIsSeparateAndThreadsDoNotMatter) {
+  const Case c = {.lengths = {70, 3, 130, 40}, .d_inner = 30};
+  Context one(cpu_engine(), 1), two(cpu_engine(), 2);
+  Conv a(c, DType::f32), b(c, DType::f32);
+  for (auto [conv, ctx] : {std::pair{&a, &one}, {&b, &two}}) {
+    conv->forward(*ctx);
+    conv->backward(*ctx);
+  }
+  for (auto [x, y] : {std::pair{&a.y, &b.y},
+                      {&a.dx, &b.dx},
+                      {&a.dweight, &b.dweight},
+                      {&a.dbias, &b.dbias},
+                      {&a.dstate, &b.dstate}})
+    EXPECT_TRUE(op_test::bitwise_equal(*x, *y));
+  int64_t begin = 0;
+  for (size_t s = 0; s < c.lengths.size(); ++s) {
+    const int64_t end = begin + c.lengths[s];
+    Conv alone(c, DType::f32);
+    CausalConv1d op = alone.op;
+    CausalConv1dGrad grad = alone.grad;
+    TestTensor start(DType::i32, {2}), slot(DType::i32, {1});
+    start.values({0, static_cast<double>(end - begin)});
+    slot.values({static_cast<double>(c.lengths.size() - s)});
+    for (Tensor* t : {&op.x, &op.y, &grad.dy, &grad.dx}) *t = t->slice(0, begin, end);
+    op.seq_start = start;
+    op.slot = slot;
+    causal_conv1d_fwd(two, op);
+    EXPECT_TRUE(op_test::bitwise_equal(op.y, a.op.y.slice(0, begin, end)));
+    alone.state.values(alone.initial);
+    causal_conv1d_bwd(two, op, grad);
+    EXPECT_TRUE(op_test::bitwise_equal(grad.dx, a.grad.dx.slice(0, begin, end)));
+    begin = end;
+  }
+}
+
+}  // namespace
+}  // namespace krait

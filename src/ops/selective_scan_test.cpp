@@ -1,0 +1,487 @@
+#include "ops/selective_scan.h"
+
+#include <cmath>
+
+#include "ops/op_test.h"
+
+namespace krait {
+namespace {
+
+using op_test::close;
+using op_test::close_bf16;
+using op_test::TestTensor;
+
+struct Case {
+  std::vector<int> lengths;  // of the packed sequences
+  int64_t d_inner, d_state, n_groups = 1;
+  bool z = true, D = true, dt_bias = true, state = true;
+  bool strided = false;  // rows with gaps, B and C as views into one tensor
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  out << "lengths";
+  for (int l : c.lengths) out << " " << l;
+  return out << ", d_inner " << c.d_inner << ", d_state " << c.d_state << ", groups " << c.n_groups
+             << (c.z ? "" : ", no z") << (c.D ? "" : ", no D") << (c.dt_bias ? "" : ", no bias")
+             << (c.state ? "" : ", no state");
+}
+
+// Sequence lengths around the chunk (32), widths around the lanes (4, 8, 16) and the block (64),
+// every optional argument absent once.
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      {.lengths = {1}, .d_inner = 1, .d_state = 1},
+      {.lengths = {2}, .d_inner = 3, .d_state = 2},
+      {.lengths = {31}, .d_inner = 4, .d_state = 16},
+      {.lengths = {32}, .d_inner = 5, .d_state = 16, .z = false},
+      {.lengths = {33}, .d_inner = 7, .d_state = 5, .D = false},
+      {.lengths = {67}, .d_inner = 15, .d_state = 16, .state = false},
+      {.lengths = {64}, .d_inner = 16, .d_state = 8, .dt_bias = false},
+      {.lengths = {40}, .d_inner = 17, .d_state = 64},
+      {.lengths = {3, 1, 0, 34, 65, 2}, .d_inner = 24, .d_state = 16},
+      {.lengths = {5, 70, 31, 32, 33}, .d_inner = 6, .d_state = 3, .n_groups = 2, .strided = true},
+      {.lengths = {37, 20}, .d_inner = 130, .d_state = 16, .n_groups = 2},
+      {.lengths = {35}, .d_inner = 200, .d_state = 4, .strided = true},
+      {.lengths = {9}, .d_inner = 3, .d_state = 256, .n_groups = 3},
+      {.lengths = {0, 0}, .d_inner = 4, .d_state = 4},
+      {.lengths = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+       .d_inner = 10,
+       .d_state = 16,
+       .z = false,
+       .D = false,
+       .dt_bias = false},
+  };
+  return all;
+}
+
+// All arguments of forward and backward in one element type; outputs are NaN.
+struct Scan {
+  int64_t tokens, num_seqs, slots;
+  DType type, full;
+  TestTensor u, dt, A, bc, D, dt_bias, z, seq_start, slot, state, y, saved;
+  TestTensor dy, du, ddt, dA, dbc, dD, ddt_bias, dz, dstate;
+  SelectiveScan op;
+  SelectiveScanGrad grad;
+  std::vector<double> initial, dfinal;
+
+  static int64_t total(const Case& c) {
+    int64_t n = 0;
+    for (int l : c.lengths) n += l;
+    return n;
+  }
+
+  Scan(const Case& c, DType t)
+      : tokens(total(c)),
+        num_seqs(static_cast<int64_t>(c.lengths.size())),
+        slots(num_seqs + 2),
+        type(t),
+        full(t == DType::f64 ? DType::f64 : DType::f32),
+        u(t, {tokens, c.d_inner}, c.strided ? 2 * c.d_inner + 3 : 0),
+        dt(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 1 : 0),
+        A(full, {c.d_inner, c.d_state}),
+        bc(t, {tokens, 2 * c.n_groups, c.d_state}, c.strided ? 2 * c.n_groups * c.d_state + 5 : 0),
+        D(full, {c.d_inner}),
+        dt_bias(full, {c.d_inner}),
+        z(t, {tokens, c.d_inner}, c.strided ? 2 * c.d_inner + 3 : 0),
+        seq_start(DType::i32, {num_seqs + 1}),
+        slot(DType::i32, {num_seqs}),
+        state(full, {slots, c.d_inner, c.d_state}),
+        y(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 7 : 0),
+        saved(full, {selective_scan_saved_size(tokens, c.d_inner, c.d_state)}),
+        dy(t, {tokens, c.d_inner}),
+        du(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 2 : 0),
+        ddt(t, {tokens, c.d_inner}),
+        dA(full, {c.d_inner, c.d_state}),
+        dbc(t, {tokens, 2 * c.n_groups, c.d_state}, c.strided ? 2 * c.n_groups * c.d_state + 5 : 0),
+        dD(full, {c.d_inner}),
+        ddt_bias(full, {c.d_inner}),
+        dz(t, {tokens, c.d_inner}, c.strided ? 2 * c.d_inner : 0),
+        dstate(full, {slots, c.d_inner, c.d_state}) {
+    Rng rng(17);
+    u.normal(rng);
+    dt.normal(rng);
+    A.uniform(rng, -8, -0.2);
+    bc.normal(rng);
+    D.normal(rng);
+    dt_bias.uniform(rng, -5, -1);
+    z.normal(rng);
+    state.normal(rng);
+    dy.normal(rng);
+    dstate.normal(rng);
+    for (TestTensor* sum : {&dA, &dD, &ddt_bias}) sum->normal(rng);  // added to
+    std::vector<double> starts = {0}, places;
+    for (int l : c.lengths) starts.push_back(starts.back() + l);
+    for (int64_t s = 0; s < num_seqs; ++s) places.push_back(static_cast<double>(num_seqs - s));
+    seq_start.values(starts);
+    slot.values(places);
+    initial = state.to_double();
+    dfinal = dstate.to_double();
+    const auto when = [](bool have, const TestTensor& x) { return have ? x.view() : Tensor(); };
+    op = {.u = u,
+          .dt = dt,
+          .A = A,
+          .B = bc.view().slice(1, 0, c.n_groups),
+          .C = bc.view().slice(1, c.n_groups, 2 * c.n_groups),
+          .D = when(c.D, D),
+          .dt_bias = when(c.dt_bias, dt_bias),
+          .z = when(c.z, z),
+          .seq_start = seq_start,
+          .state = when(c.state, state),
+          .slot = slot,
+          .y = y,
+          .saved = saved};
+    grad = {.dy = dy,
+            .du = du,
+            .ddt = ddt,
+            .dA = dA,
+            .dB = dbc.view().slice(1, 0, c.n_groups),
+            .dC = dbc.view().slice(1, c.n_groups, 2 * c.n_groups),
+            .dD = when(c.D, dD),
+            .ddt_bias = when(c.dt_bias, ddt_bias),
+            .dz = when(c.z, dz),
+            .dstate = when(c.state, dstate)};
+  }
+
+  // The same values as another scan, rounded to this one's types only where that one's are finer.
+  void take(const Scan& other) {
+    for (auto [mine, theirs] : {std::pair{&u, &other.u},
+                                {&dt, &other.dt},
+                                {&A, &other.A},
+                                {&bc, &other.bc},
+                                {&D, &other.D},
+                                {&dt_bias, &other.dt_bias},
+                                {&z, &other.z},
+                                {&state, &other.state},
+                                {&dy, &other.dy},
+                                {&dA, &other.dA},
+                                {&dD, &other.dD},
+                                {&ddt_bias, &other.ddt_bias},
+                                {&dstate, &other.dstate}})
+      mine->copy(*theirs);
+    initial = state.to_double();
+    dfinal = dstate.to_double();
+  }
+  void forward(Context& ctx) {
+    state.values(initial);
+    selective_scan_fwd(ctx, op);
+  }
+  void backward(Context& ctx) {
+    state.values(initial);
+    dstate.values(dfinal);
+    selective_scan_bwd(ctx, op, grad);
+  }
+  bool guards_intact() const {
+    for (const TestTensor* t : {&u, &dt, &A, &bc, &z, &state, &y, &saved, &dy, &du, &ddt, &dA, &dbc,
+                                &dD, &ddt_bias, &dz, &dstate})
+      if (!t->guards_intact()) return false;
+    return true;
+  }
+};
+
+TEST(SelectiveScan, ReferenceGradientsMatchFiniteDifferences) {
+  Context ctx(reference_engine());
+  for (const Case& c : cases()) {
+    if (Scan::total(c) > 80 || c.strided || c.d_inner > 24)
+      continue;  // the rest differs in layout only
+    SCOPED_TRACE(::testing::PrintToString(c));
+    Scan scan(c, DType::f64);
+    const auto objective = [&] {
+      scan.forward(ctx);
+      double sum = 0;
+      const std::vector<double> y = scan.y.to_double(), dy = scan.dy.to_double(),
+                                state = scan.state.to_double();
+      for (size_t i = 0; i < y.size(); ++i) sum += y[i] * dy[i];
+      for (size_t i = 0; i < state.size() && c.state; ++i) sum += state[i] * scan.dfinal[i];
+      return sum;
+    };
+    for (TestTensor* sum : {&scan.dA, &scan.dD, &scan.ddt_bias}) sum->zero();
+    if (scan.tokens > 0)
+      scan.backward(ctx);
+    else
+      continue;
+    Rng rng(3);
+    const auto check = [&](const char* name, const TestTensor& input, const TestTensor& gradient) {
+      EXPECT_TRUE(op_test::gradient_matches(input, gradient.to_double(), objective, rng)) << name;
+    };
+    check("u", scan.u, scan.du);
+    check("dt", scan.dt, scan.ddt);
+    check("A", scan.A, scan.dA);
+    check("B, C", scan.bc, scan.dbc);
+    if (c.D) check("D", scan.D, scan.dD);
+    if (c.dt_bias) check("dt_bias", scan.dt_bias, scan.ddt_bias);
+    if (c.z) check("z", scan.z, scan.dz);
+    if (c.state) {
+      TestTensor start(DType::f64, {scan.slots, c.d_inner, c.d_state});
+      start.values(scan.initial);
+      const auto from_start = [&] {
+        scan.initial = start.to_double();
+        return objective();
+      };
+      EXPECT_TRUE(op_test::gradient_matches(start, scan.dstate.to_double(), from_start, rng))
+          << "state";
+    }
+  }
+}
+
+void expect_like_reference(const Case& c, DType type, bool with_saved) {
+  Context reference(reference_engine()), cpu(cpu_engine(), 2);
+  Scan actual(c, type), oracle(c, DType::f64);
+  oracle.take(actual);
+  if (!with_saved) actual.op.saved = Tensor();
+  oracle.forward(reference);
+  actual.forward(cpu);
+  if (actual.tokens == 0) {
+    EXPECT_EQ(actual.state.to_double(), actual.initial);
+    return;
+  }
+  const auto agree = [&](const char* name, const TestTensor& a, const TestTensor& b,
+                         double tolerance) {
+    if (a.view().dtype == DType::bf16) {
+      EXPECT_TRUE(close_bf16(a, b.to_double())) << name;
+    } else {
+      EXPECT_TRUE(close(a, b.to_double(), tolerance)) << name;
+    }
+  };
+  agree("y", actual.y, oracle.y, 1e-6);
+  if (c.state) agree("state", actual.state, oracle.state, 1e-6);
+  oracle.backward(reference);
+  actual.backward(cpu);
+  agree("du", actual.du, oracle.du, 1e-5);
+  agree("ddt", actual.ddt, oracle.ddt, 1e-5);
+  agree("dA", actual.dA, oracle.dA, 1e-5);
+  agree("dB, dC", actual.dbc, oracle.dbc, 1e-5);
+  if (c.D) agree("dD", actual.dD, oracle.dD, 1e-5);
+  if (c.dt_bias) agree("ddt_bias", actual.ddt_bias, oracle.ddt_bias, 1e-5);
+  if (c.z) agree("dz", actual.dz, oracle.dz, 1e-5);
+  if (c.state) agree("dstate", actual.dstate, oracle.dstate, 1e-5);
+  EXPECT_TRUE(actual.guards_intact());
+}
+
+TEST(SelectiveScan, CpuMatchesTheReferenceOnEverySimdTarget) {
+  op_test::for_each_simd_target([] {
+    for (const Case& c : cases())
+      for (DType type : {DType::f32, DType::bf16}) {
+        SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
+        expect_like_reference(c, type, true);
+        expect_like_reference(c, type, false);
+      }
+  });
+}
+
+// One long sequence: the error does not grow with length.
+TEST(SelectiveScan, LongSequencesKeepTheTolerance) {
+  expect_like_reference({.lengths = {20001}, .d_inner = 8, .d_state = 16}, DType::f32, true);
+}
+
+TEST(SelectiveScan, SplitAnywhereAndCarryTheState) {
+  Context cpu(cpu_engine(), 1);
+  const Case whole = {.lengths = {70}, .d_inner = 20, .d_state = 16};
+  Scan scan(whole, DType::f32);
+  scan.forward(cpu);
+  const std::vector<double> y = scan.y.to_double(), final_state = scan.state.to_double();
+  for (int64_t cut : {1, 31, 32, 33, 64, 69}) {
+    Scan parts(whole, DType::f32);
+    parts.state.values(parts.initial);
+    for (auto [begin, end] : {std::pair{int64_t{0}, cut}, {cut, int64_t{70}}}) {
+      SelectiveScan op = parts.op;
+      for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *t = t->slice(0, begin, end);
+      op.saved = Tensor();
+      TestTensor start(DType::i32, {2});
+      start.values({0, static_cast<double>(end - begin)});
+      op.seq_start = start;
+      selective_scan_fwd(cpu, op);
+    }
+    EXPECT_TRUE(close(parts.y, y, 1e-6)) << cut;
+    EXPECT_TRUE(close(parts.state, final_state, 1e-6)) << cut;
+  }
+}
+
+TEST(SelectiveScan, StepByStepIsTheWholePass) {
+  op_test::for_each_simd_target([] {
+    Context cpu(cpu_engine(), 2);
+    for (int64_t d_state : {1, 3, 16, 21, 64}) {
+      const Case c = {.lengths = {40}, .d_inner = 70, .d_state = d_state};
+      Scan whole(c, DType::f32), steps(c, DType::f32);
+      whole.forward(cpu);
+      steps.state.values(steps.initial);
+      for (int64_t t = 0; t < 40; ++t) {
+        SelectiveScan op = steps.op;
+        for (Tensor* x : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *x = x->slice(0, t, t + 1);
+        op.seq_start = op.saved = Tensor();
+        selective_scan_step(cpu, op);
+      }
+      EXPECT_TRUE(close(steps.y, whole.y.to_double(), 1e-6)) << d_state;
+      EXPECT_TRUE(close(steps.state, whole.state.to_double(), 1e-6)) << d_state;
+      EXPECT_TRUE(steps.guards_intact());
+    }
+  });
+}
+
+// A sequence's bits, forward and backward, do not depend on its neighbours, its slot or the number
+// of threads.
+TEST(SelectiveScan, PackedIsSeparateBitForBit) {
+  const Case packed = {.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16};
+  Context two(cpu_engine(), 2), one(cpu_engine(), 1);
+  Scan all(packed, DType::f32);
+  all.forward(two);
+  all.backward(two);
+  int64_t begin = 0;
+  for (size_t s = 0; s < packed.lengths.size(); ++s) {
+    const int64_t end = begin + packed.lengths[s];
+    Scan alone(packed, DType::f32);
+    SelectiveScan op = alone.op;
+    SelectiveScanGrad grad = alone.grad;
+    for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *t = t->slice(0, begin, end);
+    for (Tensor* t : {&grad.dy, &grad.du, &grad.ddt, &grad.dB, &grad.dC, &grad.dz})
+      *t = t->slice(0, begin, end);
+    TestTensor start(DType::i32, {2}), slot(DType::i32, {1});
+    start.values({0, static_cast<double>(end - begin)});
+    slot.values({static_cast<double>(packed.lengths.size() - s)});
+    op.seq_start = start;
+    op.slot = slot;
+    op.saved = Tensor();
+    alone.state.values(alone.initial);
+    selective_scan_fwd(one, op);
+    EXPECT_TRUE(op_test::bitwise_equal(op.y, all.op.y.slice(0, begin, end)));
+    alone.state.values(alone.initial);
+    selective_scan_bwd(one, op, grad);
+    EXPECT_TRUE(op_test::bitwise_equal(grad.du, all.grad.du.slice(0, begin, end)));
+    EXPECT_TRUE(op_test::bitwise_equal(grad.ddt, all.grad.ddt.slice(0, begin, end)));
+    EXPECT_TRUE(op_test::bitwise_equal(grad.dB, all.grad.dB.slice(0, begin, end)));
+    EXPECT_TRUE(op_test::bitwise_equal(grad.dC, all.grad.dC.slice(0, begin, end)));
+    begin = end;
+  }
+}
+
+TEST(SelectiveScan, SameBitsTwiceAndForAnyNumberOfThreads) {
+  const Case c = {
+      .lengths = {100, 61, 3, 40, 41, 42, 43, 44, 45, 46}, .d_inner = 300, .d_state = 16};
+  Context one(cpu_engine(), 1), two(cpu_engine(), 2);
+  Scan a(c, DType::f32), b(c, DType::f32);
+  for (auto [scan, ctx] : {std::pair{&a, &one}, {&b, &two}}) {
+    scan->forward(*ctx);
+    scan->backward(*ctx);
+  }
+  for (auto [x, y] : {std::pair{&a.y, &b.y},
+                      {&a.du, &b.du},
+                      {&a.dA, &b.dA},
+                      {&a.dbc, &b.dbc},
+                      {&a.dD, &b.dD},
+                      {&a.ddt_bias, &b.ddt_bias},
+                      {&a.dstate, &b.dstate}})
+    EXPECT_TRUE(op_test::bitwise_equal(*x, *y));
+}
+
+// A constant parameter given as a row that repeats (stride 0) is the same as its copies.
+TEST(SelectiveScan, RowsMayRepeat) {
+  Context cpu(cpu_engine(), 2);
+  const Case c = {.lengths = {45}, .d_inner = 18, .d_state = 16};
+  Scan scan(c, DType::f32), copies(c, DType::f32);
+  TestTensor row(DType::f32, {1, 16}), zeros(DType::f32, {18});
+  Rng rng(2);
+  row.normal(rng);
+  zeros.zero();
+  scan.op.B = broadcast_rows(row.view(), 45);
+  scan.op.dt = broadcast_rows(zeros.view(), 45);
+  copies.dt.zero();
+  for (int64_t t = 0; t < 45; ++t)
+    for (int64_t n = 0; n < 16; ++n) copies.op.B.row<float>(t)[n] = row.view().ptr<float>()[n];
+  for (Scan* s : {&scan, &copies}) {
+    s->forward(cpu);
+    s->backward(cpu);
+  }
+  EXPECT_TRUE(op_test::bitwise_equal(scan.y, copies.y));
+  EXPECT_TRUE(op_test::bitwise_equal(scan.dbc, copies.dbc));
+  EXPECT_TRUE(op_test::bitwise_equal(scan.ddt, copies.ddt));
+}
+
+// With a constant input the state must reach B u / |A|: a slow mode shows every error of exp (facts
+// of DESIGN.md, section 8).
+TEST(SelectiveScan, SlowModesReachTheirGain) {
+  op_test::for_each_simd_target([] {
+    Context cpu(cpu_engine(), 2);
+    for (double rate : {1e-1, 1e-2, 1e-3, 1e-4, 1e-5}) {
+      const int64_t chunk = 4096, rounds = static_cast<int64_t>(20 / rate) / chunk + 1;
+      TestTensor u(DType::f32, {chunk, 1}), dt(DType::f32, {chunk, 1}), A(DType::f32, {1, 1}),
+          bc(DType::f32, {chunk, 1, 1});
+      TestTensor y(DType::f32, {chunk, 1}), state(DType::f32, {1, 1, 1}),
+          stepped(DType::f32, {1, 1, 1}), start(DType::i32, {2});
+      const double delta = 0.0123, raw = std::log(std::expm1(delta));
+      const float A_value = static_cast<float>(-rate / delta);
+      // The oracle is the recurrence in double on the rounded inputs: it settles at delta / (1 -
+      // exp(delta A)).
+      dt.values(std::vector<double>(static_cast<size_t>(chunk), raw));
+      const double rounded = std::log1p(std::exp(static_cast<double>(dt.view().ptr<float>()[0])));
+      const double gain = rounded / -std::expm1(rounded * A_value);
+      u.values(std::vector<double>(static_cast<size_t>(chunk), 1));
+      bc.values(std::vector<double>(static_cast<size_t>(chunk), 1));
+      A.values({A_value});
+      state.zero();
+      stepped.zero();
+      start.values({0, static_cast<double>(chunk)});
+      SelectiveScan op = {.u = u,
+                          .dt = dt,
+                          .A = A,
+                          .B = bc,
+                          .C = bc,
+                          .D = {},
+                          .dt_bias = {},
+                          .z = {},
+                          .seq_start = start,
+                          .state = state,
+                          .slot = {},
+                          .y = y,
+                          .saved = {}};
+      for (int64_t i = 0; i < rounds; ++i) selective_scan_fwd(cpu, op);
+      EXPECT_LE(std::abs(state.to_double()[0] / gain - 1), 1e-7 / rate) << rate;
+      if (rate < 1e-3) continue;
+      for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.y}) *t = t->slice(0, 0, 1);
+      op.seq_start = Tensor();
+      op.state = stepped;
+      for (int64_t i = 0; i < rounds * chunk; ++i) selective_scan_step(cpu, op);
+      EXPECT_LE(std::abs(stepped.to_double()[0] / gain - 1), 1e-7 / rate) << "step " << rate;
+    }
+  });
+}
+
+TEST(SelectiveScan, ExtremesStayFinite) {
+  op_test::for_each_simd_target([] {
+    Context cpu(cpu_engine(), 2);
+    const Case c = {.lengths = {70}, .d_inner = 19, .d_state = 16};
+    Scan scan(c, DType::f32);
+    Rng rng(9);
+    scan.u.uniform(rng, -1e4, 1e4);
+    scan.dt.uniform(rng, -100, 100);
+    scan.dt_bias.zero();
+    std::vector<double> A;
+    for (int i = 0; i < 19 * 16; ++i) A.push_back(-std::exp(rng.uniform(-10, 10)));
+    scan.A.values(A);
+    scan.forward(cpu);
+    scan.backward(cpu);
+    for (const TestTensor* t :
+         {&scan.y, &scan.state, &scan.du, &scan.ddt, &scan.dA, &scan.dbc, &scan.dz, &scan.dstate})
+      for (double v : t->to_double()) ASSERT_TRUE(std::isfinite(v));
+  });
+}
+
+TEST(SelectiveScan, WrongArgumentsAreRefused) {
+  Context cpu(cpu_engine(), 1);
+  const Case c = {.lengths = {3, 4}, .d_inner = 4, .d_state = 16};
+  Scan scan(c, DType::f32);
+  const auto refused = [&](auto change) {
+    SelectiveScan op = scan.op;
+    change(op);
+    EXPECT_THROW(selective_scan_fwd(cpu, op), CheckFailure);
+  };
+  TestTensor other(DType::f32, {7, 5}), starts(DType::i32, {3}), slots(DType::i32, {2});
+  refused([&](SelectiveScan& op) { op.dt = other; });
+  refused([&](SelectiveScan& op) { op.y = Tensor(); });
+  refused([&](SelectiveScan& op) { op.z.dtype = DType::bf16; });
+  refused([&](SelectiveScan& op) { starts.values({0, 3, 6}), op.seq_start = starts; });
+  refused([&](SelectiveScan& op) { starts.values({0, 8, 7}), op.seq_start = starts; });
+  refused([&](SelectiveScan& op) { slots.values({1, 1}), op.slot = slots; });
+  refused([&](SelectiveScan& op) { slots.values({0, 4}), op.slot = slots; });
+}
+
+}  // namespace
+}  // namespace krait
