@@ -26,7 +26,8 @@ std::string little_endian(uint64_t value, size_t bytes) {
 // Opcodes as in pickle.cpp; protocol 2, no memo.
 std::string pickled(int64_t x) {
   const bool small = x >= INT32_MIN && x <= INT32_MAX;
-  return (small ? "J" : "\x8a\x08") + little_endian(static_cast<uint64_t>(x), small ? 4 : 8);
+  return std::string(small ? "J" : "\x8a\x08") +
+         little_endian(static_cast<uint64_t>(x), small ? 4 : 8);
 }
 std::string pickled(const std::string& text) {
   std::string out = "X";
@@ -46,7 +47,7 @@ std::string pickled(const Tensor& t, const std::string& key) {
   std::array<int64_t, Tensor::kMaxRank> stride{};  // of an extent of 1 the view's may be anything
   int64_t step = 1;
   for (size_t i = rank; i-- > 0; step *= t.shape[i]) stride[i] = step;
-  const std::string storage_id = "(" + pickled(std::string("storage")) + "ctorch\n" +
+  const std::string storage_id = std::string("(") + pickled(std::string("storage")) + "ctorch\n" +
                                  storage_type_of(t.dtype).name + "\n" + pickled(key) +
                                  pickled(std::string("cpu")) + pickled(t.size()) + "tQ";
   return "ctorch._utils\n_rebuild_tensor_v2\n(" + storage_id + pickled(int64_t{0}) +
