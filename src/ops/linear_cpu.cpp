@@ -62,12 +62,18 @@ HWY_EXPORT(linear_dbias);
 
 namespace krait::cpu {
 
-// Up to here reading the weights limits, and linear_matvec reads them faster (docs/kernels.md).
-constexpr int64_t kMatvecTokens = 4;
+namespace {
+
+// Up to here linear_matvec is faster: it reads the weights at memory speed, and widens them in
+// registers where oneDNN needs them widened in memory.
+int64_t matvec_tokens(DType dtype) { return dtype == DType::bf16 && !native_bf16() ? 16 : 4; }
+
+}  // namespace
 
 void linear_fwd(Context& ctx, const Linear& op) {
   if (op.x.shape[0] == 0) return;
-  if (ctx.batch_invariant || op.x.shape[0] <= kMatvecTokens) return linear_fwd_matvec(ctx, op);
+  if (ctx.batch_invariant || op.x.shape[0] <= matvec_tokens(op.x.dtype))
+    return linear_fwd_matvec(ctx, op);
   matmul(ctx, {.a = op.x, .b = transposed(op.weight), .bias = op.bias, .c = op.y});
 }
 
