@@ -14,11 +14,13 @@ void apply(int function, const float* x, float* y, size_t count) {
   const DF d;
   for_each_vector(count, [&](size_t i, size_t valid) {
     const VF v = load_part(d, x + i, valid);
-    const VF r = function == kExp2       ? exp2_product(d, v, hn::Set(d, 1.0f))
-                 : function == kExp      ? exp_clamped(d, v)
-                 : function == kLog1p    ? log1p_unit(d, v)
-                 : function == kSoftplus ? softplus(d, v)
-                                         : sigmoid(d, v);
+    const VF one = hn::Set(d, 1.0f);
+    VF r = sigmoid(d, v);
+    if (function == kExp2) r = exp2_product(d, v, one);
+    if (function == kExp2Clamped) r = exp2_product_clamped(d, v, one);
+    if (function == kExp) r = exp_clamped(d, v);
+    if (function == kLog1p) r = log1p_unit(d, v);
+    if (function == kSoftplus) r = softplus(d, v);
     store_part(d, r, y + i, valid);
   });
 }
@@ -108,9 +110,10 @@ TEST(SimdMath, SoftplusKeepsItsRelativeAccuracy) {
     return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
   };
   op_test::for_each_simd_target([&] {
-    EXPECT_LE(worst_ulp(kLog1p, spread(0, 1, 100000), std::log1p), 2.0);
-    EXPECT_LE(worst_ulp(kSoftplus, spread(-80, 80, 200000), exact), 3.0);
-    EXPECT_LE(worst_ulp(kSoftplus, spread(-3, 3, 200000), exact), 3.0);
+    const double slack = HWY_DYNAMIC_DISPATCH(has_fma)() ? 0 : 1;
+    EXPECT_LE(worst_ulp(kLog1p, spread(0, 1, 100000), std::log1p), 2.0 + slack);
+    EXPECT_LE(worst_ulp(kSoftplus, spread(-80, 80, 200000), exact), 3.0 + slack);
+    EXPECT_LE(worst_ulp(kSoftplus, spread(-3, 3, 200000), exact), 3.0 + slack);
     EXPECT_EQ(call(kSoftplus, {100.0f})[0], 100.0f);
     EXPECT_TRUE(std::isnan(call(kSoftplus, {NAN})[0]));
   });
