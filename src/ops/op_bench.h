@@ -1,0 +1,33 @@
+// Times single ops on one model's shapes and holds each against its floor: what its bytes,
+// multiplications or exponentials take at the rates measured on this machine in the same run.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+
+namespace krait {
+
+struct OpShape {
+  int64_t tokens = 512, num_seqs = 1;  // num_seqs sequences of equal length
+  int64_t d_model = 768, d_inner = 1536, d_state = 16, d_conv = 4, dt_rank = 48, vocab_size = 50280;
+  DType dtype = DType::f32;
+};
+
+struct OpTime {
+  std::string op, pass, shape, dtype;  // pass: fwd, bwd or step
+  double ms, floor_ms;                 // best of several runs
+  std::string bound;                   // what the floor is made of: "bytes", "flops" or "exps"
+};
+
+// Names of the ops that can be timed.
+const std::vector<std::string>& bench_op_names();
+
+// Times one op, or every op for "all"; `row` gets each result as it comes. Throws Error for a name
+// it does not know.
+void bench_op(Context& ctx, const std::string& name, const OpShape& shape,
+              const std::function<void(const OpTime&)>& row);
+
+}  // namespace krait
