@@ -8,6 +8,8 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -16,6 +18,8 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "generate/generator.h"
+#include "generate/tokenizer.h"
 #include "ops/engine.h"
 
 namespace krait {
@@ -53,22 +57,50 @@ struct ComputeFlags {
 
   void add_to(CLI::App& app);
   // Throws Error for a device that this program was built without.
-  Context context() const;
+  std::unique_ptr<Context> make_context() const;
   std::optional<DType> weights_dtype() const;  // none: as the file
+};
+
+// Flags of the commands that write text.
+struct SamplingFlags {
+  GenerateOptions options;
+  std::optional<uint64_t> seed;  // none: a new one every time
+
+  void add_to(CLI::App& app);
+  GenerateOptions resolve() const;
 };
 
 // From here on SIGINT and SIGTERM only set a flag; a second one ends the program at once.
 void catch_interrupts();
 bool interrupted();
+void forget_interrupt();  // and catch the next one
+
+// Adds -m/--model, a model's folder, and --tokenizer, where its tokenizer.json lies elsewhere.
+struct ModelFlags {
+  std::string folder, tokenizer;
+
+  void add_to(CLI::App& app);
+  // tokenizer.json of the folder; where there is none, bytes.
+  Tokenizer load_tokenizer() const;
+};
+
+// Token ids as people write them: "1 2 3", "1,2,3", "[1, 2, 3]". where: the flag or file. Throws
+// Error.
+std::vector<int32_t> parse_tokens(std::string_view text, const std::string& where);
 
 // Writes to stdout. Throws Error when that fails: a full disk, a closed pipe.
 void write_stdout(std::string_view text);
 void flush_stdout();
+// One JSON object and a newline. Text that is no UTF-8 gets replacement characters.
+void print_json(const nlohmann::ordered_json& json);
 
 // A line on stderr.
 void log_line(const std::string& text);
 
 // The whole of a file, or of stdin for "-". Throws Error.
 std::string read_text_file(const std::string& path);
+
+// Text as a JSON string, quotes included.
+std::string json_string(const std::string& text);
 
 }  // namespace krait

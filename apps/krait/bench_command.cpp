@@ -1,0 +1,133 @@
+// krait bench: how fast the model and the single ops are, beside the machine's floors.
+#include <charconv>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "bench_model.h"
+#include "command.h"
+#include "model/parameters.h"
+
+namespace krait {
+namespace {
+
+constexpr int64_t kTrainedByDefault = 200'000'000;  // parameters; larger ones only when asked for
+
+struct ModelBenchFlags {
+  ComputeFlags compute;
+  std::string size = "130m", config, train;
+  ModelBench bench;
+  bool json = false;
+};
+
+Config bench_config(const ModelBenchFlags& flags) {
+  if (!flags.config.empty()) return read_config(flags.config);
+  if (flags.size == "10m") return make_config(256, 384, 10);
+  return preset(flags.size);
+}
+
+// "BxL": sequences and their length.
+void parse_train(const std::string& text, ModelBench& bench) {
+  const char* const end = text.data() + text.size();
+  const auto [x, error] = std::from_chars(text.data(), end, bench.train_batch);
+  if (error == std::errc() && x != end && *x == 'x') {
+    const auto [last, error2] = std::from_chars(x + 1, end, bench.train_length);
+    if (error2 == std::errc() && last == end && bench.train_batch > 0 && bench.train_length > 0 &&
+        bench.train_batch <= (int64_t{1} << 24) / bench.train_length)
+      return;
+  }
+  if (text == "0") return;
+  throw UsageError("--train: expected sequences x tokens, e.g. 8x512, or 0; got " + text);
+}
+
+nlohmann::ordered_json rate_json(const std::optional<ModelBenchResult::Rate>& rate) {
+  return rate ? nlohmann::ordered_json(rate->tokens_per_s) : nlohmann::ordered_json(nullptr);
+}
+
+void print_rate(const char* name, const std::optional<ModelBenchResult::Rate>& rate,
+                const char* of_what) {
+  if (!rate) return;
+  char line[128];
+  std::snprintf(line, sizeof line, "%-9s %10.1f tokens/s   %3.0f %% of %s\n", name,
+                rate->tokens_per_s, 100 * rate->floor, of_what);
+  write_stdout(line);
+}
+
+int run(ModelBenchFlags flags) {
+  ModelBench& bench = flags.bench;
+  bench.config = bench_config(flags);
+  bench.dtype = flags.compute.weights_dtype().value_or(DType::bf16);
+  if (!flags.train.empty())
+    parse_train(flags.train, bench);
+  else if (parameter_count(bench.config) < kTrainedByDefault)
+    parse_train("1x512", bench);
+  const std::unique_ptr<Context> ctx = flags.compute.make_context();
+  const ModelBenchResult r = bench_model(*ctx, bench);
+  if (flags.json) {
+    const auto share = [](const auto& rate) {
+      return rate ? nlohmann::ordered_json(rate->floor) : nlohmann::ordered_json(nullptr);
+    };
+    print_json({{"parameters", parameter_count(bench.config)},
+                {"dtype", name_of(bench.dtype)},
+                {"threads", ctx->threads()},
+                {"prefill_tokens_per_s", rate_json(r.prefill)},
+                {"decode_tokens_per_s", rate_json(r.decode)},
+                {"train_tokens_per_s", rate_json(r.train)},
+                {"read_gb_per_s", r.read_gb_per_s},
+                {"gemm_gflop_per_s", r.gemm_gflop_per_s},
+                {"peak_bytes", r.peak_bytes},
+                {"prefill_of_gemm", share(r.prefill)},
+                {"decode_of_read", share(r.decode)},
+                {"train_of_gemm", share(r.train)}});
+    return 0;
+  }
+  char line[160];
+  std::snprintf(line, sizeof line, "%lld parameters, %s, %d threads\n",
+                static_cast<long long>(parameter_count(bench.config)), name_of(bench.dtype),
+                ctx->threads());
+  write_stdout(line);
+  print_rate("prefill", r.prefill, "the GEMM rate");
+  print_rate("decode", r.decode, "the read bandwidth");
+  print_rate("training", r.train, "the GEMM rate");
+  std::snprintf(line, sizeof line,
+                "machine   %.1f GB/s read, %.0f GFLOP/s %s GEMM\npeak      %.0f MiB resident\n",
+                r.read_gb_per_s, r.gemm_gflop_per_s, name_of(bench.dtype),
+                static_cast<double>(r.peak_bytes) / (1 << 20));
+  write_stdout(line);
+  return 0;
+}
+
+void add_model_bench(CLI::App& bench, CommandList& out) {
+  CLI::App* const command = bench.add_subcommand("model", "A whole model with random weights");
+  const auto flags = std::make_shared<ModelBenchFlags>();
+  command->add_option("--size", flags->size, "10m, 130m, 370m, 790m, 1.4b or 2.8b")
+      ->check(CLI::IsMember({"10m", "130m", "370m", "790m", "1.4b", "2.8b"}))
+      ->capture_default_str();
+  command->add_option("--config", flags->config, "Instead, the shape of the model in this folder")
+      ->excludes("--size");
+  command->add_option("--prompt", flags->bench.prompt, "Tokens to read at once; 0: leave out")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--gen", flags->bench.gen, "Tokens to write; 0: leave out")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--train", flags->train,
+                      "Training step: sequences x tokens, e.g. 8x512; 0: leave out "
+                      "(without it 1x512 for models below 200m)");
+  command->add_option("--repeats", flags->bench.repeats, "The best of so many runs")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  flags->compute.add_to(*command);
+  command->add_flag("--json", flags->json, "Print one JSON object");
+  out.push_back({command, [flags] { return run(*flags); }});
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, CommandList& out) {
+  CLI::App* const bench =
+      app.add_subcommand("bench", "Measure speed, beside what the machine can do at best");
+  bench->require_subcommand(1);
+  add_model_bench(*bench, out);
+}
+
+}  // namespace krait

@@ -1,0 +1,139 @@
+#include "bench_model.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <vector>
+
+#include "generate/generator.h"
+#include "ops/machine.h"
+#include "train/learner.h"
+
+namespace krait {
+namespace {
+
+double seconds_of(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Once to warm up, then the best of several.
+double best_of(int repeats, const std::function<void()>& work) {
+  work();
+  double best = seconds_of(work);
+  for (int i = 1; i < repeats; ++i) best = std::min(best, seconds_of(work));
+  return best;
+}
+
+// Elements of all matrices that every token is multiplied with, and of the head.
+struct MatrixSizes {
+  double blocks = 0, head = 0;
+};
+
+MatrixSizes matrix_sizes(const Config& config) {
+  MatrixSizes sizes;
+  for (const ParameterInfo& p : parameter_table(config))
+    if (p.matrix && p.layer >= 0) sizes.blocks += static_cast<double>(p.size());
+  sizes.head = static_cast<double>(config.vocab_size) * static_cast<double>(config.d_model);
+  return sizes;
+}
+
+// Bytes that a decoding step must read: every parameter once, of an untied embedding one row.
+double bytes_per_step(const Config& config, DType dtype) {
+  double bytes = 0;
+  for (const ParameterInfo& p : parameter_table(config))
+    if (p.name != "backbone.embeddings.weight" || config.tie_embeddings)
+      bytes += static_cast<double>(p.size()) *
+               static_cast<double>(size_of(p.matrix ? dtype : DType::f32));
+  return bytes + 2 * static_cast<double>(config.state_bytes_per_sequence());
+}
+
+std::vector<int32_t> some_tokens(const Config& config, int64_t count) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  Rng rng(1);
+  for (int32_t& t : tokens)
+    t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(config.vocab_size)));
+  return tokens;
+}
+
+struct Times {
+  double prefill = 0, decode = 0, train = 0;  // seconds
+};
+
+void time_inference(Context& ctx, const ModelBench& bench, Times& times) {
+  const Model model = make_random_model(bench.config, bench.dtype);
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  Generator generator(ctx, model.weights, tokenizer);
+  // The generator keeps the last token back: with one more, `prompt` tokens go through.
+  const std::vector<int32_t> prompt = some_tokens(bench.config, bench.prompt + 1);
+  times.prefill = best_of(bench.repeats, [&] {
+    generator.reset();
+    generator.feed(prompt);
+  });
+  if (bench.gen == 0) return;
+  GenerateOptions options;
+  options.max_tokens = bench.gen;
+  options.sampling.temperature = 0;
+  options.ignore_eos = options.any_token = true;
+  times.decode = best_of(bench.repeats, [&] { generator.generate(options); });
+}
+
+void time_training(Context& ctx, const ModelBench& bench, Times& times) {
+  Learner learner(ctx.engine(), bench.config, bench.dtype, ctx.threads());
+  learner.initialize(1);
+  Batch batch;
+  const int64_t count = bench.train_batch * bench.train_length;
+  batch.tokens = some_tokens(bench.config, count);
+  batch.targets = some_tokens(bench.config, count);
+  for (int64_t i = 0; i <= bench.train_batch; ++i)
+    batch.seq_start.push_back(static_cast<int32_t>(i * bench.train_length));
+  batch.target_count = count;
+  int64_t step = 0;
+  times.train = best_of(bench.repeats, [&] {
+    learner.accumulate(batch, 1.0 / static_cast<double>(count), nullptr);
+    learner.gradient_norm();
+    learner.update({}, 1e-4, ++step);
+  });
+}
+
+int64_t peak_resident_bytes() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+}  // namespace
+
+ModelBenchResult bench_model(Context& ctx, const ModelBench& bench) {
+  Times times;
+  if (bench.prompt > 0 || bench.gen > 0) time_inference(ctx, bench, times);
+  if (bench.train_batch > 0) time_training(ctx, bench, times);
+  ModelBenchResult result;
+  result.peak_bytes = peak_resident_bytes();
+  result.read_gb_per_s = measure_read_bandwidth(ctx);
+  result.gemm_gflop_per_s = measure_gemm_rate(ctx, bench.dtype);
+
+  const MatrixSizes sizes = matrix_sizes(bench.config);
+  const double gemm = result.gemm_gflop_per_s * 1e9;
+  if (bench.prompt > 0) {  // no logits are computed while a prompt is read
+    const double tokens = static_cast<double>(bench.prompt);
+    result.prefill = {tokens / times.prefill, 2 * sizes.blocks * tokens / gemm / times.prefill};
+  }
+  if (bench.gen > 0) {
+    const double tokens = static_cast<double>(bench.gen);
+    const double floor =
+        bytes_per_step(bench.config, bench.dtype) / (result.read_gb_per_s * 1e9) * tokens;
+    result.decode = {tokens / times.decode, floor / times.decode};
+  }
+  if (bench.train_batch > 0) {
+    const double tokens = static_cast<double>(bench.train_batch * bench.train_length);
+    result.train = {tokens / times.train,
+                    6 * (sizes.blocks + sizes.head) * tokens / gemm / times.train};
+  }
+  return result;
+}
+
+}  // namespace krait

@@ -1,0 +1,33 @@
+// Speed of a whole model with random weights, beside what the machine can do at best.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "core/context.h"
+#include "model/config.h"
+
+namespace krait {
+
+struct ModelBench {
+  Config config;
+  DType dtype = DType::bf16;
+  int64_t prompt = 512, gen = 64;             // tokens; 0: leave out
+  int64_t train_batch = 0, train_length = 0;  // sequences and their tokens; 0: leave out
+  int repeats = 3;
+};
+
+// A rate is none where it was left out. floor: the least time the machine could take, as a fraction
+// of the time taken; 1 is perfect.
+struct ModelBenchResult {
+  struct Rate {
+    double tokens_per_s = 0, floor = 0;
+  };
+  std::optional<Rate> prefill, decode, train;
+  double read_gb_per_s = 0, gemm_gflop_per_s = 0;  // measured in the same run
+  int64_t peak_bytes = 0;                          // resident, without those measurements
+};
+
+ModelBenchResult bench_model(Context& ctx, const ModelBench& bench);
+
+}  // namespace krait

@@ -1,0 +1,149 @@
+// krait score: log-probability of every token of a text.
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+
+#include "command.h"
+#include "generate/scorer.h"
+#include "model/weights.h"
+
+namespace krait {
+namespace {
+
+struct ScoreFlags {
+  ModelFlags model;
+  ComputeFlags compute;
+  std::string text, tokens, file, tokens_file;
+  size_t top = 0;
+  bool json = false;
+};
+
+// The shortest digits that give the number again; JSON knows no infinity.
+template <class T>
+std::string digits(T value) {
+  if (!std::isfinite(value)) return "null";
+  char buffer[32];
+  const auto [end, error] = std::to_chars(buffer, buffer + sizeof buffer, value);
+  return std::string(buffer, error == std::errc() ? end : buffer);
+}
+
+// {"tokens": [..], "logprobs": [null, ..], "top": [[id, logprob], ..]}, written as it is computed.
+bool print_as_json(Scorer& scorer, const std::vector<int32_t>& tokens, size_t top) {
+  write_stdout("{\"tokens\":[");
+  for (size_t i = 0; i < tokens.size(); ++i)
+    write_stdout((i > 0 ? "," : "") + std::to_string(tokens[i]));
+  write_stdout("],\"logprobs\":[null");
+  const bool complete = scorer.score(tokens, [](std::span<const float> logprobs) {
+    for (const float p : logprobs) write_stdout("," + digits(p));
+    return !interrupted();
+  });
+  if (!complete) return false;
+  write_stdout("]");
+  if (top > 0) {
+    write_stdout(",\"top\":[");
+    bool first = true;
+    for (const auto& [id, logprob] : scorer.top(top)) {
+      write_stdout((first ? "[" : ",[") + std::to_string(id) + "," + digits(logprob) + "]");
+      first = false;
+    }
+    write_stdout("]");
+  }
+  write_stdout("}\n");
+  return true;
+}
+
+std::string shown(const Tokenizer& tokenizer, int32_t id) {
+  return id < tokenizer.size() ? json_string(std::string(tokenizer.token_bytes(id))) : "";
+}
+
+void print_row(const char* logprob, int32_t id, const Tokenizer& tokenizer) {
+  char line[64];
+  std::snprintf(line, sizeof line, "%10s %8d  ", logprob, id);
+  write_stdout(line + shown(tokenizer, id) + "\n");
+}
+
+bool print_for_people(Scorer& scorer, const std::vector<int32_t>& tokens, size_t top,
+                      const Tokenizer& tokenizer) {
+  print_row("", tokens[0], tokenizer);
+  double sum = 0;
+  size_t next = 1;
+  char number[32];
+  const bool complete = scorer.score(tokens, [&](std::span<const float> logprobs) {
+    for (const float p : logprobs) {
+      std::snprintf(number, sizeof number, "%.4f", static_cast<double>(p));
+      print_row(number, tokens[next++], tokenizer);
+      sum += p;
+    }
+    return !interrupted();
+  });
+  if (!complete) return false;
+  if (next > 1) {
+    char line[128];
+    std::snprintf(line, sizeof line, "sum %.4f, perplexity %.4f\n", sum,
+                  std::exp(-sum / static_cast<double>(next - 1)));
+    write_stdout(line);
+  }
+  if (top > 0) write_stdout("most likely next:\n");
+  if (top > 0)
+    for (const auto& [id, logprob] : scorer.top(top)) {
+      std::snprintf(number, sizeof number, "%.4f", logprob);
+      print_row(number, id, tokenizer);
+    }
+  return true;
+}
+
+std::vector<int32_t> input_tokens(const ScoreFlags& flags, const Tokenizer& tokenizer) {
+  const std::string& file = flags.file.empty() ? flags.tokens_file : flags.file;
+  std::vector<int32_t> tokens;
+  std::string where = "--text";
+  if (!flags.tokens_file.empty()) {
+    where = flags.tokens_file;
+    tokens = parse_tokens(read_text_file(file), where);
+  } else if (!flags.tokens.empty()) {
+    where = "--tokens";
+    tokens = parse_tokens(flags.tokens, where);
+  } else {
+    if (!file.empty()) where = file;
+    tokens = tokenizer.encode(file.empty() ? flags.text : read_text_file(file));
+  }
+  if (tokens.empty()) throw Error("nothing to score", where, "at least one token", "none");
+  return tokens;
+}
+
+int run(const ScoreFlags& flags) {
+  const Tokenizer tokenizer = flags.model.load_tokenizer();
+  const std::vector<int32_t> tokens = input_tokens(flags, tokenizer);
+  const std::unique_ptr<Context> ctx = flags.compute.make_context();
+  const Model model = load_model(flags.model.folder, flags.compute.weights_dtype());
+  check_tokens(tokens, model.config().vocab_size);
+  if (flags.top > static_cast<size_t>(model.config().vocab_size))
+    throw Error("more tokens asked for than there are", "--top",
+                "at most " + std::to_string(model.config().vocab_size), std::to_string(flags.top));
+  catch_interrupts();
+  Scorer scorer(*ctx, model.weights);
+  const bool complete = flags.json ? print_as_json(scorer, tokens, flags.top)
+                                   : print_for_people(scorer, tokens, flags.top, tokenizer);
+  return complete ? 0 : kInterrupted;
+}
+
+}  // namespace
+
+void add_score_command(CLI::App& app, CommandList& out) {
+  CLI::App* const command =
+      app.add_subcommand("score", "Log-probability of each token of a text (natural logarithm)");
+  const auto flags = std::make_shared<ScoreFlags>();
+  flags->model.add_to(*command);
+  CLI::Option_group* const input = command->add_option_group("input");
+  input->add_option("--text", flags->text, "The text");
+  input->add_option("--tokens", flags->tokens, "Token ids instead, \"1 2 3\"");
+  input->add_option("-f,--file", flags->file, "The text from a file; -: from standard input");
+  input->add_option("--tokens-file", flags->tokens_file, "Token ids from a file");
+  input->require_option(1);
+  command->add_option("--top", flags->top, "Also the K most likely tokens that could follow");
+  flags->compute.add_to(*command);
+  command->add_flag("--json", flags->json,
+                    "Print {\"tokens\", \"logprobs\", \"top\": [[id, logprob], ..]}");
+  out.push_back({command, [flags] { return run(*flags); }});
+}
+
+}  // namespace krait

@@ -1,0 +1,227 @@
+#include "generate/generator.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace krait {
+namespace {
+
+constexpr size_t kMaxRecent = size_t{1} << 16;  // tokens remembered for the repetition penalty
+constexpr int64_t kMaxSamples = 256;
+
+}  // namespace
+
+const char* name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::length:
+      return "length";
+    case FinishReason::stop:
+      return "stop";
+    case FinishReason::eos:
+      return "eos";
+    case FinishReason::cancelled:
+      return "interrupted";
+  }
+  return "";
+}
+
+// A sample being written.
+struct Generator::Active {
+  int64_t index;  // also its slot
+  Sampler sampler;
+  Utf8Stream utf8;
+  StopMatcher stops;
+  std::vector<int32_t> recent;
+  Sample sample;
+  int32_t last;
+};
+
+Generator::Generator(Context& ctx, const Weights& weights, const Tokenizer& tokenizer)
+    : ctx_(ctx),
+      weights_(weights),
+      tokenizer_(tokenizer),
+      eos_(weights.config.eos_token_ids),
+      state_(weights.config, 1),
+      chunk_(DType::i32, {kPrefillChunk}),
+      chunk_hidden_(weights.dtype, {kPrefillChunk, weights.config.d_model}),
+      seq_start_(DType::i32, {2}) {
+  if (eos_.empty() && tokenizer.eos_id()) eos_.push_back(*tokenizer.eos_id());
+  reserve(1);
+}
+
+bool Generator::is_eos(int32_t token) const {
+  return std::find(eos_.begin(), eos_.end(), token) != eos_.end();
+}
+
+void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size) {
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || tokens[i] >= vocab_size)
+      throw Error("token outside the vocabulary", "token number " + std::to_string(i),
+                  "0 to " + std::to_string(vocab_size - 1), std::to_string(tokens[i]));
+}
+
+void Generator::remember(std::span<const int32_t> tokens) {
+  recent_.insert(recent_.end(), tokens.begin(), tokens.end());
+  if (recent_.size() > 2 * kMaxRecent)
+    recent_.erase(recent_.begin(), recent_.end() - static_cast<int64_t>(kMaxRecent));
+}
+
+bool Generator::feed(std::span<const int32_t> tokens, const KeepGoing& keep_going) {
+  check_tokens(tokens, weights_.config.vocab_size);
+  int32_t* const seq_start = seq_start_->ptr<int32_t>();
+  int32_t* const chunk = chunk_->ptr<int32_t>();
+  // The model always stands one token behind: the last one waits for the step that asks for logits.
+  while (!tokens.empty()) {
+    if (keep_going && !keep_going()) return false;
+    int64_t count = 0;
+    if (pending_ >= 0) chunk[count++] = pending_;
+    const int64_t take =
+        std::min<int64_t>(kPrefillChunk - count + 1, static_cast<int64_t>(tokens.size()));
+    std::copy_n(tokens.begin(), take - 1, chunk + count);
+    count += take - 1;
+    if (count > 0) {
+      seq_start[0] = 0;
+      seq_start[1] = static_cast<int32_t>(count);
+      forward(ctx_, weights_,
+              {.tokens = chunk_->slice(0, 0, count), .seq_start = seq_start_, .slot = {}}, &state_,
+              chunk_hidden_->slice(0, 0, count));
+    }
+    const std::span<const int32_t> taken = tokens.first(static_cast<size_t>(take));
+    remember(taken);
+    pending_ = taken.back();
+    tokens = tokens.subspan(static_cast<size_t>(take));
+  }
+  return true;
+}
+
+void Generator::reserve(int64_t count) {
+  if (tokens_.view() && tokens_->shape[0] >= count) return;
+  const Config& c = weights_.config;
+  if (state_.slots() < count) {
+    DecodeState larger(c, count);
+    larger.restore(0, state_.save(0));
+    state_ = std::move(larger);
+  }
+  tokens_ = OwnedTensor(DType::i32, {count});
+  slot_ = OwnedTensor(DType::i32, {count});
+  hidden_ = OwnedTensor(weights_.dtype, {count, c.d_model});
+  logits_ = OwnedTensor(DType::f32, {count, c.vocab_size});
+}
+
+void Generator::step_all(int64_t count) {
+  step(ctx_, weights_, tokens_->slice(0, 0, count), slot_->slice(0, 0, count), state_,
+       hidden_->slice(0, 0, count));
+  logits(ctx_, weights_, hidden_->slice(0, 0, count), logits_->slice(0, 0, count));
+}
+
+std::vector<float> Generator::next_logits() {
+  if (empty()) throw Error("no logits without a token", "prompt", "at least one token", "none");
+  const std::vector<std::byte> before = state_.save(0);
+  tokens_->ptr<int32_t>()[0] = pending_;
+  slot_->ptr<int32_t>()[0] = 0;
+  step_all(1);
+  state_.restore(0, before);
+  const float* const first = logits_->ptr<float>();
+  return std::vector<float>(first, first + weights_.config.vocab_size);
+}
+
+// Takes a token into a sample; finish_reason is `cancelled` while the sample goes on. Returns false
+// when on_text wants no more.
+bool Generator::accept(Active& active, int32_t token, const GenerateOptions& options,
+                       const OnText& on_text) {
+  Sample& sample = active.sample;
+  sample.tokens.push_back(token);
+  active.recent.push_back(token);
+  active.last = token;
+  std::string text;
+  if (!options.ignore_eos && is_eos(token)) {
+    sample.finish_reason = FinishReason::eos;
+  } else {
+    if (token < tokenizer_.size() && !tokenizer_.is_special(token))
+      text = active.stops.push(active.utf8.push(tokenizer_.token_bytes(token)));
+    if (active.stops.found())
+      sample.finish_reason = FinishReason::stop;
+    else if (static_cast<int64_t>(sample.tokens.size()) == options.max_tokens)
+      sample.finish_reason = FinishReason::length;
+    else
+      sample.finish_reason = FinishReason::cancelled;  // unless more follows
+  }
+  sample.text += text;
+  return !on_text || on_text(active.index, text);
+}
+
+// Hands on what was held back.
+void Generator::finish(Active& active, const OnText& on_text) {
+  if (active.stops.found()) return;
+  std::string rest = active.stops.push(active.utf8.flush());
+  rest += active.stops.flush();
+  active.sample.text += rest;
+  if (on_text && !rest.empty()) on_text(active.index, rest);
+}
+
+std::vector<Generator::Active> Generator::start(const GenerateOptions& options) {
+  reserve(options.samples);
+  std::vector<Active> active;
+  for (int64_t i = 0; i < options.samples; ++i) {
+    if (i > 0) state_.copy(0, i);
+    SamplingParams params = options.sampling;
+    params.seed += static_cast<uint64_t>(i);
+    if (!options.any_token && params.vocab_limit == 0)
+      params.vocab_limit =
+          static_cast<int32_t>(std::min<int64_t>(tokenizer_.size(), weights_.config.vocab_size));
+    active.push_back({i, Sampler(params), {}, StopMatcher(options.stop), recent_, {}, pending_});
+  }
+  return active;
+}
+
+std::vector<Sample> Generator::generate(const GenerateOptions& options, const OnText& on_text) {
+  if (empty()) throw Error("empty prompt", "prompt", "at least one token", "none");
+  if (options.samples < 1 || options.samples > kMaxSamples)
+    throw Error("number of samples out of range", "samples", "1 to " + std::to_string(kMaxSamples),
+                std::to_string(options.samples));
+  std::vector<Sample> out(static_cast<size_t>(options.samples));
+  if (options.max_tokens == 0) return out;
+  std::vector<Active> active = start(options);
+  for (bool wanted = true; wanted && !active.empty();) {
+    const int64_t count = static_cast<int64_t>(active.size());
+    for (int64_t i = 0; i < count; ++i) {
+      const Active& a = active[static_cast<size_t>(i)];
+      tokens_->ptr<int32_t>()[i] = a.last;
+      slot_->ptr<int32_t>()[i] = static_cast<int32_t>(a.index);
+    }
+    step_all(count);
+    for (int64_t i = 0; wanted && i < count; ++i) {
+      Active& a = active[static_cast<size_t>(i)];
+      const std::span<float> row(logits_->row<float>(i),
+                                 static_cast<size_t>(weights_.config.vocab_size));
+      wanted = accept(a, a.sampler.sample(row, a.recent), options, on_text);
+    }
+    std::erase_if(active, [&](Active& a) {
+      if (wanted && a.sample.finish_reason == FinishReason::cancelled) return false;
+      finish(a, on_text);
+      if (a.index == 0) {
+        pending_ = a.last;
+        remember(a.sample.tokens);
+      }
+      out[static_cast<size_t>(a.index)] = std::move(a.sample);
+      return true;
+    });
+  }
+  return out;
+}
+
+void Generator::reset() {
+  state_.reset();
+  pending_ = -1;
+  recent_.clear();
+}
+
+SavedConversation Generator::save() const { return {state_.save(0), pending_, recent_}; }
+
+void Generator::restore(const SavedConversation& saved) {
+  state_.restore(0, saved.state);
+  pending_ = saved.pending;
+  recent_ = saved.recent;
+}
+
+}  // namespace krait

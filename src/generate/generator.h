@@ -1,0 +1,102 @@
+// Text from a model. A Generator holds one conversation: feed() reads tokens into it, generate()
+// goes on from there. Prompts of any length take constant memory, since all that the model
+// remembers is its state; several samples of one prompt copy that state and do not read the prompt
+// again.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "generate/sampler.h"
+#include "generate/tokenizer.h"
+#include "generate/utf8_stream.h"
+#include "model/language_model.h"
+
+namespace krait {
+
+inline constexpr int64_t kPrefillChunk = 512;  // tokens that go through the model at once
+
+// Throws Error that names the first token outside [0, vocab_size).
+void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size);
+
+enum class FinishReason { length, stop, eos, cancelled };
+const char* name_of(FinishReason reason);
+
+struct GenerateOptions {
+  int64_t max_tokens = 128;  // of each sample; negative: until something else ends it
+  int64_t samples = 1;
+  SamplingParams sampling;        // sample i draws with seed + i
+  std::vector<std::string> stop;  // text that ends a sample; it is not part of the sample's text
+  bool ignore_eos = false;        // the end-of-text token is a token like any other
+  bool any_token = false;         // also ids that the tokenizer does not know, which have no text
+};
+
+struct Sample {
+  std::string text;             // always UTF-8
+  std::vector<int32_t> tokens;  // with the end-of-text token and those of the stop string
+  FinishReason finish_reason = FinishReason::length;
+};
+
+// A conversation put aside: all that is needed to go on with it later, or twice.
+struct SavedConversation {
+  std::vector<std::byte> state;  // DecodeState::save
+  int32_t pending = -1;          // the last token, not yet read by the model; -1: none
+  std::vector<int32_t> recent;   // tokens so far, as many as the repetition penalty may ask for
+};
+
+class Generator {
+ public:
+  // Called for each token of each sample with the text that has become certain, which may be empty:
+  // incomplete UTF-8 and what may become a stop string are held back. false ends all samples.
+  using OnText = std::function<bool(int64_t sample, std::string_view text)>;
+  // Asked between chunks of a prompt; false stops reading.
+  using KeepGoing = std::function<bool()>;
+
+  // All three outlive this.
+  Generator(Context& ctx, const Weights& weights, const Tokenizer& tokenizer);
+
+  // Appends tokens to the conversation. Returns false when keep_going did. Throws Error for a token
+  // outside the vocabulary.
+  bool feed(std::span<const int32_t> tokens, const KeepGoing& keep_going = {});
+
+  // Continues the conversation; it then stands where sample 0 ended. Throws Error when it is empty,
+  // or for options out of range.
+  std::vector<Sample> generate(const GenerateOptions& options, const OnText& on_text = {});
+
+  // (vocab_size) f32: logits of the next token. Does not change the conversation.
+  std::vector<float> next_logits();
+
+  void reset();
+  SavedConversation save() const;
+  void restore(const SavedConversation& saved);  // throws Error when it is of another model
+  bool empty() const { return pending_ < 0; }
+  bool is_eos(int32_t token) const;
+
+ private:
+  struct Active;
+  void remember(std::span<const int32_t> tokens);
+  // Room for `count` sequences at once.
+  void reserve(int64_t count);
+  // Makes the model read tokens_[0 .. count) into the slots slot_[0 .. count) and fills logits_.
+  void step_all(int64_t count);
+  std::vector<Active> start(const GenerateOptions& options);
+  bool accept(Active& active, int32_t token, const GenerateOptions& options, const OnText& on_text);
+  void finish(Active& active, const OnText& on_text);
+
+  Context& ctx_;
+  const Weights& weights_;
+  const Tokenizer& tokenizer_;
+  std::vector<int32_t> eos_;
+  DecodeState state_;  // slot 0: the conversation
+  int32_t pending_ = -1;
+  std::vector<int32_t> recent_;
+  OwnedTensor tokens_, slot_;                     // (slots)  i32
+  OwnedTensor hidden_, logits_;                   // (slots, d_model) T, (slots, vocab_size) f32
+  OwnedTensor chunk_, chunk_hidden_, seq_start_;  // (kPrefillChunk), (kPrefillChunk, d_model), (2)
+};
+
+}  // namespace krait
