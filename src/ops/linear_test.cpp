@@ -197,10 +197,16 @@ TEST(Linear, SteadyStateTakesNoWorkspace) {
     cpu::linear_fwd(ctx, c.op());
     cpu::linear_bwd(ctx, c.op(), c.grad());
   };
+  const auto position = [&] {
+    const Arena::Scope scope(ctx.workspace());
+    return ctx.workspace().allocate(1);
+  };
   step();
   const int64_t before = ctx.workspace().block_allocations();
+  const void* top = position();
   for (int i = 0; i < 3; ++i) step();
   EXPECT_EQ(ctx.workspace().block_allocations(), before);
+  EXPECT_EQ(position(), top) << "workspace not given back";
 }
 
 TEST(Linear, PrimitiveCacheForgetsTheOldest) {
