@@ -6,6 +6,7 @@
 #include "bench_model.h"
 #include "command.h"
 #include "model/parameters.h"
+#include "ops/op_bench.h"
 
 namespace krait {
 namespace {
@@ -19,10 +20,15 @@ struct ModelBenchFlags {
   bool json = false;
 };
 
-Config bench_config(const ModelBenchFlags& flags) {
-  if (!flags.config.empty()) return read_config(flags.config);
-  if (flags.size == "10m") return make_config(256, 384, 10);
-  return preset(flags.size);
+// The published sizes, and one that trains quickly on a CPU.
+Config named_config(const std::string& size) {
+  return size == "10m" ? make_config(256, 384, 10) : preset(size);
+}
+
+CLI::Option* add_size(CLI::App& command, std::string& size) {
+  return command.add_option("--size", size, "10m, 130m, 370m, 790m, 1.4b or 2.8b")
+      ->check(CLI::IsMember({"10m", "130m", "370m", "790m", "1.4b", "2.8b"}))
+      ->capture_default_str();
 }
 
 // "BxL": sequences and their length.
@@ -54,7 +60,7 @@ void print_rate(const char* name, const std::optional<ModelBenchResult::Rate>& r
 
 int run(ModelBenchFlags flags) {
   ModelBench& bench = flags.bench;
-  bench.config = bench_config(flags);
+  bench.config = flags.config.empty() ? named_config(flags.size) : read_config(flags.config);
   bench.dtype = flags.compute.weights_dtype().value_or(DType::bf16);
   if (!flags.train.empty())
     parse_train(flags.train, bench);
@@ -99,11 +105,9 @@ int run(ModelBenchFlags flags) {
 void add_model_bench(CLI::App& bench, CommandList& out) {
   CLI::App* const command = bench.add_subcommand("model", "A whole model with random weights");
   const auto flags = std::make_shared<ModelBenchFlags>();
-  command->add_option("--size", flags->size, "10m, 130m, 370m, 790m, 1.4b or 2.8b")
-      ->check(CLI::IsMember({"10m", "130m", "370m", "790m", "1.4b", "2.8b"}))
-      ->capture_default_str();
+  CLI::Option* const size = add_size(*command, flags->size);
   command->add_option("--config", flags->config, "Instead, the shape of the model in this folder")
-      ->excludes("--size");
+      ->excludes(size);
   command->add_option("--prompt", flags->bench.prompt, "Tokens to read at once; 0: leave out")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
@@ -121,6 +125,78 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
   out.push_back({command, [flags] { return run(*flags); }});
 }
 
+struct OpBenchFlags {
+  ComputeFlags compute;
+  std::string op = "all", size = "130m";
+  int64_t prompt = 512, sequences = 1;
+  bool json = false;
+};
+
+int run_op(const OpBenchFlags& flags) {
+  const Config c = named_config(flags.size);
+  OpShape shape;
+  shape.tokens = flags.prompt;
+  shape.num_seqs = flags.sequences;
+  shape.d_model = c.d_model;
+  shape.d_inner = c.d_inner;
+  shape.d_state = c.d_state;
+  shape.d_conv = c.d_conv;
+  shape.dt_rank = c.dt_rank;
+  shape.vocab_size = c.vocab_size;
+  shape.dtype = flags.compute.weights_dtype().value_or(DType::f32);
+  if (flags.prompt % flags.sequences != 0)
+    throw UsageError("--prompt must be a multiple of --sequences");
+  const std::unique_ptr<Context> ctx = flags.compute.make_context();
+  auto rows = nlohmann::ordered_json::array();
+  char line[200];
+  if (!flags.json)
+    write_stdout(
+        "op               pass  shape                            dtype        ms  floor ms    x "
+        "floor\n");
+  bench_op(*ctx, flags.op, shape, [&](const OpTime& t) {
+    if (flags.json) {
+      rows.push_back({{"op", t.op},
+                      {"pass", t.pass},
+                      {"shape", t.shape},
+                      {"dtype", t.dtype},
+                      {"ms", t.ms},
+                      {"floor_ms", t.floor_ms},
+                      {"bound", t.bound}});
+      return;
+    }
+    std::snprintf(line, sizeof line, "%-16s %-5s %-32s %-5s %9.4f %9.4f  %5.2f (%s)\n",
+                  t.op.c_str(), t.pass.c_str(), t.shape.c_str(), t.dtype.c_str(), t.ms, t.floor_ms,
+                  t.ms / t.floor_ms, t.bound.c_str());
+    write_stdout(line);
+    flush_stdout();
+  });
+  if (flags.json) print_json(rows);
+  return 0;
+}
+
+void add_op_bench(CLI::App& bench, CommandList& out) {
+  CLI::App* const command = bench.add_subcommand("op", "Single ops on a model's shapes");
+  const auto flags = std::make_shared<OpBenchFlags>();
+  std::vector<std::string> names = bench_op_names();
+  names.push_back("all");
+  command->add_option("NAME", flags->op, "The op, or all")
+      ->check(CLI::IsMember(names))
+      ->capture_default_str();
+  add_size(*command, flags->size);
+  command->add_option("--prompt", flags->prompt, "Tokens")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  command
+      ->add_option("--sequences", flags->sequences, "Sequences of equal length that they make up")
+      ->check(CLI::Range(1, 1 << 24))
+      ->capture_default_str();
+  flags->compute.add_to(*command);
+  command->add_flag("--json", flags->json,
+                    "Print a list of {\"op\", \"pass\", \"shape\", \"dtype\", \"ms\", "
+                    "\"floor_ms\", \"bound\"}");
+  out.push_back({command, [flags] { return run_op(*flags); }});
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app, CommandList& out) {
@@ -128,6 +204,7 @@ void add_bench_command(CLI::App& app, CommandList& out) {
       app.add_subcommand("bench", "Measure speed, beside what the machine can do at best");
   bench->require_subcommand(1);
   add_model_bench(*bench, out);
+  add_op_bench(*bench, out);
 }
 
 }  // namespace krait

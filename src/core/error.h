@@ -5,21 +5,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "krait/error.h"
+
 namespace krait {
-
-// what: the failure in a few words. where: file, field or flag it concerns. expected / got: may be empty.
-class Error : public std::runtime_error {
- public:
-  explicit Error(const std::string& what, const std::string& where = {},
-                 const std::string& expected = {}, const std::string& got = {});
-
-  const std::string& where() const { return where_; }
-  const std::string& expected() const { return expected_; }
-  const std::string& got() const { return got_; }
-
- private:
-  std::string where_, expected_, got_;
-};
 
 // A broken invariant of the library: a bug, not bad input.
 class CheckFailure : public std::logic_error {

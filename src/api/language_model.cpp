@@ -1,0 +1,138 @@
+#include "krait/language_model.h"
+
+#include "core/context.h"
+#include "generate/generator.h"
+#include "generate/scorer.h"
+#include "model/weights.h"
+#include "ops/engine.h"
+
+namespace krait {
+namespace {
+
+std::optional<DType> dtype_of_name(const std::string& name) {
+  if (name == "auto") return std::nullopt;
+  if (name != "f32" && name != "bf16")
+    throw Error("unknown element type", "dtype", "auto, f32 or bf16", name);
+  return dtype_from_name(name);
+}
+
+const Engine& engine_of(const std::string& device) {
+  if (device == "cuda") throw Error("built without CUDA", "device", "cpu", device);
+  if (device != "cpu") throw Error("unknown device", "device", "cpu", device);
+  return cpu_engine();
+}
+
+Tokenizer tokenizer_of(const std::filesystem::path& folder) {
+  const std::filesystem::path path = folder / "tokenizer.json";
+  return std::filesystem::exists(path) ? Tokenizer::from_file(path) : Tokenizer::bytes();
+}
+
+}  // namespace
+
+struct LanguageModel::Impl {
+  Impl(const std::filesystem::path& folder, const LoadOptions& options)
+      : context(engine_of(options.device), options.threads),
+        model(load_model(folder, dtype_of_name(options.dtype))),
+        tokenizer(tokenizer_of(folder)),
+        generator(context, model.weights, tokenizer) {
+    context.batch_invariant = options.batch_invariant;
+    const Config& c = model.config();
+    info = {.parameters = parameter_count(c),
+            .vocab_size = c.vocab_size,
+            .d_model = c.d_model,
+            .n_layer = c.n_layer,
+            .d_inner = c.d_inner,
+            .d_state = c.d_state,
+            .d_conv = c.d_conv,
+            .dt_rank = c.dt_rank,
+            .state_bytes = c.state_bytes_per_sequence(),
+            .dtype = name_of(model.weights.dtype)};
+  }
+
+  Context context;
+  Model model;
+  Tokenizer tokenizer;
+  Generator generator;
+  ModelInfo info;
+
+  // The generator at `state`.
+  Generator& at(const SavedConversation& state) {
+    if (state.pending < 0)
+      generator.reset();
+    else
+      generator.restore(state);
+    return generator;
+  }
+};
+
+LanguageModel LanguageModel::load(const std::filesystem::path& folder, const LoadOptions& options) {
+  return LanguageModel(std::make_unique<Impl>(folder, options));
+}
+
+LanguageModel::LanguageModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+LanguageModel::LanguageModel(LanguageModel&&) noexcept = default;
+LanguageModel& LanguageModel::operator=(LanguageModel&&) noexcept = default;
+LanguageModel::~LanguageModel() = default;
+
+const ModelInfo& LanguageModel::info() const { return impl_->info; }
+
+std::vector<int32_t> LanguageModel::encode(std::string_view text) const {
+  return impl_->tokenizer.encode(text);
+}
+
+std::string LanguageModel::decode(std::span<const int32_t> tokens) const {
+  return impl_->tokenizer.decode(tokens);
+}
+
+void LanguageModel::read(State& state, std::string_view text) {
+  // What the tokenizer puts in front of a text belongs to its beginning only.
+  read(state, impl_->tokenizer.encode(text, true, state.empty()));
+}
+
+void LanguageModel::read(State& state, std::span<const int32_t> tokens) {
+  Generator& generator = impl_->at({state.memory_, state.pending_, state.recent_});
+  generator.feed(tokens);
+  SavedConversation after = generator.save();
+  state.memory_ = std::move(after.state);
+  state.pending_ = after.pending;
+  state.recent_ = std::move(after.recent);
+}
+
+Text LanguageModel::generate(State& state, const TextOptions& options) {
+  GenerateOptions generate;
+  generate.max_tokens = options.max_tokens;
+  generate.sampling.temperature = options.temperature;
+  generate.sampling.top_k = options.top_k;
+  generate.sampling.top_p = options.top_p;
+  generate.sampling.min_p = options.min_p;
+  generate.sampling.repeat_penalty = options.repeat_penalty;
+  generate.sampling.repeat_last_n = options.repeat_last_n;
+  generate.sampling.seed = options.seed;
+  generate.stop = options.stop;
+  generate.ignore_eos = options.ignore_eos;
+  Generator& generator = impl_->at({state.memory_, state.pending_, state.recent_});
+  std::vector<Sample> samples = generator.generate(generate, [&](int64_t, std::string_view text) {
+    return !options.on_text || options.on_text(text);
+  });
+  SavedConversation after = generator.save();
+  state.memory_ = std::move(after.state);
+  state.pending_ = after.pending;
+  state.recent_ = std::move(after.recent);
+  return {std::move(samples[0].text), std::move(samples[0].tokens),
+          name_of(samples[0].finish_reason)};
+}
+
+std::vector<float> LanguageModel::next_logits(const State& state) {
+  return impl_->at({state.memory_, state.pending_, state.recent_}).next_logits();
+}
+
+std::vector<float> LanguageModel::score(std::span<const int32_t> tokens) {
+  std::vector<float> logprobs;
+  Scorer(impl_->context, impl_->model.weights).score(tokens, [&](std::span<const float> some) {
+    logprobs.insert(logprobs.end(), some.begin(), some.end());
+    return true;
+  });
+  return logprobs;
+}
+
+}  // namespace krait

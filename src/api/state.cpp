@@ -1,0 +1,53 @@
+#include "krait/state.h"
+
+#include <cstring>
+
+#include "core/error.h"
+
+namespace krait {
+namespace {
+
+constexpr char kMagic[8] = {'k', 'r', 'a', 'i', 't', 's', 't', '1'};
+
+struct Header {
+  char magic[8];
+  int64_t pending;
+  uint64_t recent;  // tokens
+  uint64_t memory;  // bytes
+};
+
+}  // namespace
+
+std::vector<std::byte> State::to_bytes() const {
+  Header header = {{}, pending_, recent_.size(), memory_.size()};
+  std::memcpy(header.magic, kMagic, sizeof kMagic);
+  const auto append = [](std::vector<std::byte>& out, const void* data, size_t bytes) {
+    const auto* const first = static_cast<const std::byte*>(data);
+    out.insert(out.end(), first, first + bytes);
+  };
+  std::vector<std::byte> out;
+  append(out, &header, sizeof header);
+  append(out, recent_.data(), recent_.size() * sizeof(int32_t));
+  append(out, memory_.data(), memory_.size());
+  return out;
+}
+
+State State::from_bytes(std::span<const std::byte> bytes) {
+  Header header;
+  if (bytes.size() < sizeof header || std::memcmp(bytes.data(), kMagic, sizeof kMagic) != 0)
+    throw Error("no saved state", "state", "the bytes that State::to_bytes gave");
+  std::memcpy(&header, bytes.data(), sizeof header);
+  const size_t left = bytes.size() - sizeof header;
+  if (header.recent > left / sizeof(int32_t) ||
+      header.memory != left - header.recent * sizeof(int32_t) || header.pending < -1 ||
+      header.pending > INT32_MAX)
+    throw Error("damaged", "state", "the bytes that State::to_bytes gave");
+  State state;
+  state.pending_ = static_cast<int32_t>(header.pending);
+  state.recent_.resize(header.recent);
+  std::memcpy(state.recent_.data(), bytes.data() + sizeof header, header.recent * sizeof(int32_t));
+  state.memory_.assign(bytes.end() - static_cast<std::ptrdiff_t>(header.memory), bytes.end());
+  return state;
+}
+
+}  // namespace krait
