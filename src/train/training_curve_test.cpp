@@ -1,0 +1,100 @@
+// The loss of the first 50 steps on tinyshakespeare against PyTorch from the same initial weights
+// in the same data order (scripts/make_golden_train.py).
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "core/mapped_file.h"
+#include "formats/safetensors.h"
+#include "ops/engine.h"
+#include "train/learner.h"
+#include "train/schedule.h"
+#include "train/test_folder.h"
+
+namespace krait {
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path kGolden = fs::path(KRAIT_SOURCE_DIR) / "tests/golden/train";
+
+fs::path shared_data() {
+  const char* folder = std::getenv("KRAIT_DATA");
+  return folder ? fs::path(folder) : fs::path(KRAIT_SOURCE_DIR) / "../shared/data";
+}
+
+Config small_config() {
+  Config config = make_config(256, 48, 2);
+  config.d_state = 8;
+  return config;
+}
+
+std::vector<NamedTensor> parameters_of(Learner& learner) {
+  std::vector<NamedTensor> tensors;
+  for (const ParameterInfo& info : parameter_table(learner.model().config())) {
+    Tensor t = info.of(learner.model().masters().parameters());
+    if (info.file_shape.size() == 3)
+      t = t.reshape({info.file_shape[0], info.file_shape[1], info.file_shape[2]});
+    tensors.push_back({info.name, t});
+  }
+  return tensors;
+}
+
+// Run it by hand (--gtest_also_run_disabled_tests) before scripts/make_golden_train.py; it writes
+// into the source tree.
+TEST(TrainingCurve, DISABLED_WriteInitialWeights) {
+  Learner learner(cpu_engine(), small_config(), DType::f32);
+  learner.initialize(1);
+  write_safetensors(kGolden / "init.safetensors", parameters_of(learner));
+}
+
+TEST(TrainingCurve, FollowsPyTorchFor50Steps) {
+  const fs::path file = shared_data() / "text/tinyshakespeare.txt";
+  if (!fs::exists(file))
+    GTEST_SKIP() << "no " << file << "; KRAIT_DATA names the folder of the data";
+  const auto golden = nlohmann::json::parse(read_text(kGolden / "curve.json"));
+  Learner learner(cpu_engine(), small_config(), DType::f32);
+  const MappedFile init(kGolden / "init.safetensors");
+  const TensorTable table = read_safetensors({init.data(), init.size()}, init.path().string());
+  std::map<std::string, Tensor> by_name;
+  for (const TensorEntry& entry : table.entries) by_name[entry.name] = entry.tensor;
+  for (const auto& [name, tensor] : parameters_of(learner)) {
+    ASSERT_EQ(by_name.at(name).size(), tensor.size()) << name;
+    std::copy_n(by_name.at(name).ptr<float>(), tensor.size(), tensor.ptr<float>());
+  }
+  learner.masters_changed();
+
+  DataSettings data;
+  data.train = {file.string()};
+  data.validation_fraction = 0;
+  data.shuffle = false;
+  data.seq_len = golden["seq_len"];
+  data.batch_size = golden["batch_size"];
+  const TrainingText text = load_training_text(data);
+  BatchSource source(text.train, data);
+  const Schedule schedule{golden["lr"], golden["min_lr"], true, golden["warmup"], golden["steps"]};
+  Batch batch;
+  double worst = 0;
+  for (int64_t step = 1; step <= golden["steps"]; ++step) {
+    source.next(batch);
+    const double loss =
+        learner.accumulate(batch, 1.0 / static_cast<double>(batch.target_count), nullptr) /
+        static_cast<double>(batch.target_count);
+    const double expected = golden["loss"][static_cast<size_t>(step - 1)];
+    EXPECT_TRUE(std::abs(loss - expected) <= 1e-3)
+        << "step " << step << ": " << loss << ", PyTorch " << expected;
+    worst = std::max(worst, std::abs(loss - expected));
+    learner.gradient_norm();
+    learner.update({}, schedule.at(static_cast<double>(step)), step);
+  }
+  RecordProperty("largest_difference", std::to_string(worst));
+  std::printf("largest difference of the loss over 50 steps: %.2e\n", worst);
+}
+
+}  // namespace
+}  // namespace krait
