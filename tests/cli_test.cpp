@@ -1,0 +1,298 @@
+// The command line with good and with wrong input: results, exit statuses, messages.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "core/rng.h"
+#include "generate/utf8.h"
+#include "tests/program.h"
+#include "tests/tiny_model.h"
+
+namespace krait {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override { write_tiny_model(folder.path() / "model"); }
+  std::string model() const { return folder.path() / "model"; }
+  std::string path(const std::string& name) const { return folder.path() / name; }
+
+  TestFolder folder;
+};
+
+json output_of(const std::vector<std::string>& arguments) {
+  const ProgramResult r = run_krait(arguments);
+  EXPECT_EQ(r.status, 0) << r.err;
+  return json::parse(r.out);
+}
+
+// The program fails with this status, prints nothing on stdout, and one line on stderr that holds
+// all the parts.
+void expect_failure(const std::vector<std::string>& arguments, int status,
+                    const std::vector<std::string>& parts) {
+  const ProgramResult r = run_krait(arguments);
+  EXPECT_EQ(r.status, status) << r.err;
+  EXPECT_EQ(r.out, "");
+  EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
+  EXPECT_EQ(r.err.rfind("error: ", 0), 0u) << r.err;
+  for (const std::string& part : parts)
+    EXPECT_NE(r.err.find(part), std::string::npos) << "no \"" << part << "\" in: " << r.err;
+}
+
+TEST_F(Cli, TellsItsVersionAndHelp) {
+  const ProgramResult version = run_krait({"--version"});
+  EXPECT_EQ(version.status, 0);
+  EXPECT_EQ(version.out, "krait 0.1.0\n");
+  for (const char* command : {"generate", "chat", "score", "eval", "train", "report", "info",
+                              "tokenize", "convert", "bench"}) {
+    const ProgramResult help = run_krait({command, "--help"});
+    EXPECT_EQ(help.status, 0) << command;
+    EXPECT_NE(help.out.find("Usage: krait " + std::string(command)), std::string::npos) << help.out;
+    EXPECT_EQ(help.err, "");
+  }
+}
+
+TEST_F(Cli, RefusesBadUsage) {
+  EXPECT_EQ(run_krait({}).status, 2);
+  expect_failure({"dance"}, 2, {"dance"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "--speed", "9"}, 2, {"--speed"});
+  expect_failure({"generate", "-m", model()}, 2, {"--prompt"});
+  expect_failure({"generate", "-p", "a"}, 2, {"--model"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "-n", "many"}, 2, {"many"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "--device", "tpu"}, 2, {"--device", "tpu"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "--dtype", "f8"}, 2, {"--dtype", "f8"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "-f", "b"}, 2, {"--file"});
+  expect_failure({"score", "-m", model()}, 2, {"text"});
+  expect_failure({"tokenize", "-m", model()}, 2, {"--text"});
+  expect_failure({"convert", model(), path("out"), "--to", "gguf"}, 2, {"gguf"});
+  expect_failure({"bench", "model", "--train", "8by512"}, 2, {"8by512"});
+}
+
+TEST_F(Cli, GeneratesAsJsonAndAsText) {
+  const std::vector<std::string> arguments = {"generate", "-m", model(),  "-p", "Hello",
+                                              "-n",       "20", "--seed", "3",  "--ignore-eos"};
+  std::vector<std::string> as_json = arguments;
+  as_json.push_back("--json");
+  const json r = output_of(as_json);
+  EXPECT_EQ(r["tokens"].size(), 20u);
+  EXPECT_EQ(r["finish_reason"], "length");
+  const ProgramResult text = run_krait(arguments);
+  EXPECT_EQ(text.out, r["text"].get<std::string>() + "\n");
+  EXPECT_EQ(text.err, "");
+
+  as_json.insert(as_json.end(), {"--samples", "3", "--batch-invariant"});
+  const json several = output_of(as_json);
+  ASSERT_EQ(several["samples"].size(), 3u);
+  EXPECT_EQ(several["samples"][0]["text"], several["text"]);
+}
+
+TEST_F(Cli, ReadsPromptsFromFilesAndStandardInput) {
+  const std::string file = folder.file("prompt.txt", "Hello");
+  const std::vector<std::string> rest = {"-n", "8", "--temp", "0", "--json", "--ignore-eos"};
+  const auto with = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), rest.begin(), rest.end());
+    return arguments;
+  };
+  const json expected = output_of(with({"generate", "-m", model(), "-p", "Hello"}));
+  EXPECT_EQ(output_of(with({"generate", "-m", model(), "-f", file})), expected);
+  EXPECT_EQ(output_of(with({"generate", "-m", model(), "--tokens", "72 101 108 108 111"})),
+            expected);
+  ProgramOptions options;
+  options.input = "Hello";
+  EXPECT_EQ(json::parse(run_krait(with({"generate", "-m", model(), "-f", "-"}), options).out),
+            expected);
+}
+
+TEST_F(Cli, ScoresAsChunksGiveIt) {
+  std::string text;
+  for (int i = 0; i < 700; ++i) text += static_cast<char>('a' + i * i % 26);
+  const std::string file = folder.file("text.txt", text);
+  const json whole = output_of({"score", "-m", model(), "-f", file, "--top", "256", "--json"});
+  ASSERT_EQ(whole["tokens"].size(), 700u);
+  ASSERT_EQ(whole["logprobs"].size(), 700u);
+  EXPECT_TRUE(whole["logprobs"][0].is_null());
+  ASSERT_EQ(whole["top"].size(), 256u);
+  double sum = 0, last = 0;
+  for (const json& t : whole["top"]) {
+    sum += std::exp(t[1].get<double>());
+    EXPECT_LE(t[1].get<double>(), last);
+    last = t[1];
+  }
+  EXPECT_NEAR(sum, 1, 1e-6);
+  // A prefix of the text, token by token and otherwise, has the same numbers.
+  const json prefix = output_of({"score", "-m", model(), "--text", text.substr(0, 90), "--json"});
+  for (size_t i = 1; i < 90; ++i)
+    EXPECT_NEAR(prefix["logprobs"][i].get<double>(), whole["logprobs"][i].get<double>(), 1e-4) << i;
+  // The likeliest continuation is what greedy generation writes.
+  const json next =
+      output_of({"generate", "-m", model(), "-f", file, "-n", "1", "--temp", "0", "--json"});
+  EXPECT_EQ(next["tokens"][0], whole["top"][0][0]);
+  // eval of the same text is the mean.
+  double loss = 0;
+  for (size_t i = 1; i < 700; ++i) loss -= whole["logprobs"][i].get<double>() / 699;
+  const json eval = output_of({"eval", "-m", model(), "--data", file, "--json"});
+  EXPECT_NEAR(eval["loss"], loss, 1e-5);
+  EXPECT_NEAR(eval["perplexity"], std::exp(loss), 1e-2);
+  EXPECT_NEAR(eval["bits_per_byte"], loss / std::log(2), 1e-5);
+  EXPECT_EQ(eval["tokens"], 699);
+  EXPECT_NE(output_of({"eval", "-m", model(), "--data", file, "--context", "16", "--json"})["loss"],
+            eval["loss"]);
+}
+
+TEST_F(Cli, TellsAboutAModel) {
+  const json info = output_of({"info", "-m", model(), "--json"});
+  EXPECT_EQ(info["parameters"], parameter_count(tiny_config()));
+  int64_t sum = 0;
+  for (const auto& [group, count] : info["parameters_by_group"].items())
+    sum += count.get<int64_t>();
+  EXPECT_EQ(sum, parameter_count(tiny_config()));
+  EXPECT_EQ(info["state_bytes_per_sequence"], tiny_config().state_bytes_per_sequence());
+  EXPECT_EQ(info["config"]["hidden_size"], 32);
+  EXPECT_NE(run_krait({"info", "-m", model()}).out.find("d_model"), std::string::npos);
+}
+
+TEST_F(Cli, TokenizesBothWays) {
+  EXPECT_EQ(output_of({"tokenize", "-m", model(), "--text", "h\xc3\xa9", "--json"})["ids"],
+            json({104, 195, 169}));
+  EXPECT_EQ(run_krait({"tokenize", "-m", model(), "--text", "hi"}).out, "104 105\n");
+  EXPECT_EQ(
+      output_of({"tokenize", "-m", model(), "--text", "[104, 105]", "--decode", "--json"})["text"],
+      "hi");
+  expect_failure({"tokenize", "-m", model(), "--text", "104 x", "--decode"}, 1, {"--text", "x"});
+  expect_failure({"tokenize", "-m", model(), "--text", "104 300", "--decode"}, 1, {"300"});
+}
+
+TEST_F(Cli, ConvertsThereAndBack) {
+  const auto scored = [&](const std::string& at) {
+    return output_of({"score", "-m", at, "--tokens", "1 2 3 4 5", "--json"});
+  };
+  EXPECT_EQ(run_krait({"convert", model(), path("ss"), "--to", "state-spaces"}).status, 0);
+  EXPECT_TRUE(fs::exists(path("ss") + "/pytorch_model.bin"));
+  EXPECT_EQ(scored(path("ss")), scored(model()));
+  EXPECT_EQ(run_krait({"convert", path("ss"), path("hf"), "--to", "hf"}).status, 0);
+  EXPECT_EQ(read_text(path("hf") + "/model.safetensors"),
+            read_text(model() + "/model.safetensors"));
+  EXPECT_EQ(run_krait({"convert", model(), path("bf16"), "--to", "hf", "--dtype", "bf16"}).status,
+            0);
+  EXPECT_LT(fs::file_size(path("bf16") + "/model.safetensors"),
+            fs::file_size(model() + "/model.safetensors") * 3 / 4);
+  expect_failure({"convert", model(), path("hf"), "--to", "hf"}, 1, {path("hf"), "already there"});
+}
+
+TEST_F(Cli, RefusesMissingAndDamagedFiles) {
+  expect_failure({"generate", "-m", path("nowhere"), "-p", "a"}, 1, {path("nowhere")});
+  expect_failure({"generate", "-m", model(), "-f", path("nowhere")}, 1, {path("nowhere")});
+  expect_failure({"eval", "-m", model(), "--data", path("nowhere")}, 1, {path("nowhere")});
+  expect_failure({"eval", "-m", model(), "--data", folder.file("empty", "")}, 1, {"empty"});
+  expect_failure({"tokenize", "-m", path("nowhere.json"), "--text", "a"}, 1,
+                 {path("nowhere.json")});
+  const std::string weights = model() + "/model.safetensors";
+  const auto bytes = fs::file_size(weights);
+  fs::resize_file(weights, bytes - 100);
+  expect_failure({"generate", "-m", model(), "-p", "a"}, 1, {"model.safetensors"});
+  expect_failure({"info", "-m", model()}, 1, {"model.safetensors"});
+  fs::resize_file(weights, 4);
+  expect_failure({"info", "-m", model(), "--json"}, 1, {"model.safetensors"});
+  fs::remove(weights);
+  expect_failure({"generate", "-m", model(), "-p", "a"}, 1, {model(), "model.safetensors"});
+}
+
+TEST_F(Cli, RefusesAConfigThatDoesNotFit) {
+  const std::string config = model() + "/config.json", good = read_text(config);
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    folder.file("model/config.json", text.replace(at, from.size(), to));
+  };
+  with("\"state_size\"", "\"state_sise\"");
+  expect_failure({"info", "-m", model()}, 1, {"config.json", "state_siz"});
+  with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+  expect_failure({"score", "-m", model(), "--tokens", "1"}, 1, {"model.safetensors", "layers.2"});
+  with("\"vocab_size\": 256", "\"vocab_size\": 264");
+  expect_failure({"score", "-m", model(), "--tokens", "1"}, 1, {"model.safetensors", "264", "256"});
+  folder.file("model/config.json", "{");
+  expect_failure({"info", "-m", model()}, 1, {"config.json"});
+}
+
+TEST_F(Cli, RefusesBadTokensAndPrompts) {
+  expect_failure({"generate", "-m", model(), "-p", ""}, 1, {"empty prompt"});
+  expect_failure({"generate", "-m", model(), "--tokens", "1 256"}, 1, {"256", "0 to 255"});
+  expect_failure({"generate", "-m", model(), "--tokens", "1 -2"}, 1, {"-2"});
+  expect_failure({"score", "-m", model(), "--tokens", "1 99999999999"}, 1, {"99999999999"});
+  expect_failure({"score", "-m", model(), "--tokens", "256", "--json"}, 1, {"256", "0 to 255"});
+  expect_failure({"score", "-m", model(), "--tokens", " "}, 1, {"--tokens"});
+  expect_failure({"score", "-m", model(), "--tokens", "1", "--top", "257"}, 1, {"--top", "256"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "--temp", "-1"}, 1, {"temp"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "--stop", ""}, 1, {"stop"});
+}
+
+TEST_F(Cli, SaysThatItWasBuiltWithoutCuda) {
+  for (const char* command : {"generate", "score"})
+    expect_failure({command, "-m", model(), "--tokens", "1", "--device", "cuda"}, 1,
+                   {"built without CUDA"});
+}
+
+TEST_F(Cli, NoticesAFullDisk) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
+  ProgramOptions options;
+  options.output_to = "/dev/full";
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"info", "-m", model()},
+                                             {"score", "-m", model(), "--tokens", "1 2"},
+                                             {"generate", "-m", model(), "-p", "a", "-n", "3"},
+                                             {"--version"}}) {
+    const ProgramResult r = run_krait(arguments, options);
+    EXPECT_EQ(r.status, 1) << arguments[0];
+    EXPECT_NE(r.err.find("standard output"), std::string::npos) << r.err;
+  }
+}
+
+TEST_F(Cli, StopsWhenInterrupted) {
+  ProgramOptions options;
+  options.interrupt_after_ms = 1500;
+  const ProgramResult r =
+      run_krait({"generate", "-m", model(), "-p", "a", "-n", "-1", "--ignore-eos"}, options);
+  EXPECT_EQ(r.status, 130) << r.err;
+  EXPECT_FALSE(r.out.empty());
+  EXPECT_EQ(r.out.back(), '\n');
+  EXPECT_EQ(valid_utf8_prefix(r.out), r.out.size());
+}
+
+TEST_F(Cli, ChatsTurnByTurn) {
+  const std::vector<std::string> arguments = {"chat", "-m", model(), "-n", "12", "--temp", "0"};
+  ProgramOptions options;
+  options.input = "Hello\nHow are you?\n";
+  const ProgramResult both = run_krait(arguments, options);
+  EXPECT_EQ(both.status, 0) << both.err;
+  options.input = "Hello\nNonsense\n/undo\nHow are you?\n";
+  const ProgramResult undone = run_krait(arguments, options);
+  // The turn that was taken back leaves no trace in what follows.
+  ASSERT_GT(both.out.size(), 4u);
+  EXPECT_EQ(undone.out.substr(undone.out.size() - both.out.size() / 3),
+            both.out.substr(both.out.size() - both.out.size() / 3));
+}
+
+TEST_F(Cli, ScoringALongTextTakesNoMoreMemory) {
+  const auto peak = [&](size_t tokens) {
+    Rng rng(1);
+    std::string text;
+    for (size_t i = 0; i < tokens; ++i) text += static_cast<char>(1 + rng.below(127));
+    const ProgramResult r = run_krait(
+        {"score", "-m", model(), "-f", folder.file("long", text), "--top", "1", "--json"});
+    EXPECT_EQ(r.status, 0) << r.err;
+    EXPECT_EQ(std::count(r.out.begin(), r.out.end(), ','),
+              static_cast<std::ptrdiff_t>(2 * tokens + 1));
+    return r.peak_bytes;
+  };
+  const int64_t of_65536 = peak(65536), of_1048576 = peak(1048576);
+  EXPECT_LE(of_1048576, of_65536 + (int64_t{64} << 20));
+}
+
+}  // namespace
+}  // namespace krait

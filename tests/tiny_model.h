@@ -1,0 +1,24 @@
+// A model small enough for tests of what lies around the model.
+#pragma once
+
+#include <filesystem>
+
+#include "model/weights.h"
+
+namespace krait {
+
+inline Config tiny_config() {
+  Config config = make_config(256, 32, 2);
+  config.tie_embeddings = false;  // a tied random head would only repeat the last token
+  config.eos_token_ids = {0};
+  return config;
+}
+
+// Random weights whose predictions are far from uniform, in a folder as transformers has it.
+inline void write_tiny_model(const std::filesystem::path& folder, uint64_t seed = 1,
+                             DType dtype = DType::f32) {
+  const Model model = make_random_model(tiny_config(), DType::f32, seed);
+  save_model(folder, model.config(), model.weights.parameters, Dialect::hf, dtype);
+}
+
+}  // namespace krait

@@ -1,0 +1,15 @@
+// write_tiny_model FOLDER: for tests that are scripts.
+#include <cstdio>
+
+#include "tests/tiny_model.h"
+
+int main(int argc, char** argv) {
+  if (argc != 2) return 2;
+  try {
+    krait::write_tiny_model(argv[1]);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "error: %s\n", e.what());
+    return 1;
+  }
+  return 0;
+}
