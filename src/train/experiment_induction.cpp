@@ -57,6 +57,8 @@ double accuracy(Learner& learner, const Batch& batch) {
 Config model_config(const InductionSettings& s) {
   Config config = make_config((s.vocab_size + 8) / 8 * 8, s.d_model, s.n_layer);
   config.d_state = s.d_state;
+  config.dt_min = s.dt_min;
+  config.dt_max = s.dt_max;
   config.tie_embeddings = false;
   config.selective_delta = config.selective_B = config.selective_C = s.selective;
   return config;

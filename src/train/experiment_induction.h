@@ -16,6 +16,7 @@ namespace krait {
 struct InductionSettings {
   int64_t vocab_size = 16;  // ordinary tokens; S is one more
   int64_t d_model = 64, n_layer = 2, d_state = 16;
+  double dt_min = 0.001, dt_max = 0.1;  // of the initialization
   bool selective = true;  // false: delta, B and C do not depend on the input
   int64_t length = 64;  // of the training sequences, the last S included; S stands somewhere in the
                         // first max_position

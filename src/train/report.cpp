@@ -3,13 +3,13 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <sstream>
 
 #include "core/error.h"
 #include "train/report_page.h"
@@ -99,6 +99,22 @@ void read_metrics(Run& run, const std::filesystem::path& path) {
   }
 }
 
+std::string setting_text(const toml::node& node) {
+  if (const auto* s = node.as_string()) return s->get();
+  if (const auto* i = node.as_integer()) return std::to_string(i->get());
+  if (const auto* b = node.as_boolean()) return b->get() ? "true" : "false";
+  if (const auto* f = node.as_floating_point()) {
+    char text[32];
+    return {text, std::to_chars(text, text + sizeof text, f->get()).ptr};
+  }
+  std::string items;
+  if (const auto* array = node.as_array()) {
+    for (const toml::node& item : *array)
+      items.append(items.empty() ? "" : ", ").append(setting_text(item));
+  }
+  return items;
+}
+
 void read_config(Run& run, const std::filesystem::path& path) {
   toml::table table;
   try {
@@ -111,13 +127,7 @@ void read_config(Run& run, const std::filesystem::path& path) {
     const auto* entries = node.as_table();
     if (!entries) continue;
     for (const auto& [key, value] : *entries) {
-      std::ostringstream text;
-      if (const auto* s = value.as_string()) {
-        text << s->get();
-      } else {
-        value.visit([&](const auto& v) { text << v; });
-      }
-      run.config[std::string(section.str()) + "." + std::string(key.str())] = text.str();
+      run.config[std::string(section.str()) + "." + std::string(key.str())] = setting_text(value);
     }
   }
 }
@@ -195,7 +205,9 @@ std::string duration(const std::optional<double>& s) {
   if (!s) return "&ndash;";
   const auto t = static_cast<int64_t>(*s + 0.5);
   char text[64];
-  if (t >= 3600) {
+  if (t < 60) {
+    std::snprintf(text, sizeof text, "%lld s", static_cast<long long>(t));
+  } else if (t >= 3600) {
     std::snprintf(text, sizeof text, "%lld h %02lld min", static_cast<long long>(t / 3600),
                   static_cast<long long>(t / 60 % 60));
   } else {
@@ -218,7 +230,7 @@ std::optional<double> recent_mean(const std::vector<Row>& rows, size_t column) {
   double sum = 0;
   int count = 0;
   for (size_t i = rows.size() - std::min<size_t>(rows.size(), 20); i < rows.size(); ++i) {
-    if (!rows[i][column]) return std::nullopt;
+    if (!rows[i][column]) continue;
     sum += *rows[i][column];
     ++count;
   }
@@ -226,11 +238,14 @@ std::optional<double> recent_mean(const std::vector<Row>& rows, size_t column) {
 }
 
 std::optional<double> last(const std::vector<Row>& rows, size_t column) {
-  return rows.empty() ? std::nullopt : rows.back()[column];
+  for (auto row = rows.rbegin(); row != rows.rend(); ++row) {
+    if ((*row)[column]) return (*row)[column];
+  }
+  return std::nullopt;
 }
 
 std::string summary_table(const std::vector<Run>& runs) {
-  std::string html = "<table class=\"numbers\"><thead><tr><th>Run</th>";
+  std::string html = "<div class=\"numbers\"><table><thead><tr><th>Run</th>";
   for (const char* head : {"Steps", "Tokens", "Time", "Tokens/s", "Train loss", "Val. loss",
                            "Best val. loss", "Perplexity", "Bits per byte"}) {
     html += std::string("<th>") + head + "</th>";
@@ -253,7 +268,7 @@ std::string summary_table(const std::vector<Run>& runs) {
     }
     html += "</tr>";
   }
-  return html + "</tbody></table>";
+  return html + "</tbody></table></div>";
 }
 
 std::string config_table(const std::vector<Run>& runs) {

@@ -16,8 +16,8 @@ h1 { font-size: 21px; font-weight: 650; margin: 0; overflow-wrap: anywhere; }
 main { padding: 8px 28px 48px; max-width: 1240px; margin: auto; }
 .quiet, small { color: var(--quiet); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-table.numbers { display: block; overflow-x: auto; background: var(--panel); border: 1px solid var(--line); border-radius: 8px; }
-.numbers tbody, .numbers thead { width: 100%; }
+div.numbers { overflow-x: auto; background: var(--panel); border: 1px solid var(--line); border-radius: 8px; }
+.numbers table { width: 100%; }
 th, td { padding: 7px 14px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--quiet); font-weight: 500; font-size: 12.5px; }
@@ -57,7 +57,8 @@ const char* const kReportScript = R"js(
 "use strict";
 const runs = window.runs;
 const axes = { step: ["Steps", "step"], tokens: ["Tokens", "tokens"], time: ["Time", "elapsed_s"] };
-const view = { x: "step", log: false, smooth: 0.9, hidden: new Set() };
+const longest = Math.max(1, ...runs.map(r => r.train.step.length));
+const view = { x: "step", log: false, smooth: Math.min(0.9, Math.max(0, +(1 - 20 / longest).toFixed(2))), hidden: new Set() };
 const charts = [
   { title: "Loss", note: "nats per token; thin: each step, bold: smoothed, dots: validation", wide: true, height: 380, logs: true,
     series: [{ from: "train", key: "loss", label: "train", smooth: true }, { from: "eval", key: "val_loss", label: "validation", dots: true }] },
