@@ -104,7 +104,10 @@ void Bench::time(const std::string& op, const std::string& pass, const std::stri
 
 std::string dims(std::initializer_list<int64_t> extents) {
   std::string text;
-  for (int64_t e : extents) text += (text.empty() ? "" : "x") + std::to_string(e);
+  for (int64_t e : extents) {
+    if (!text.empty()) text += "x";
+    text += std::to_string(e);
+  }
   return text;
 }
 
