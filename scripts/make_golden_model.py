@@ -2,7 +2,7 @@
 """Makes tests/golden/model: tiny random Mamba models in the formats of transformers and state-spaces, with the logits, greedy
 continuations and gradients that transformers' MambaForCausalLM (its plain PyTorch path, on the CPU) computes for them.
 
-Needs torch, transformers, safetensors and numpy from PyPI. Run from anywhere: python scripts/make_golden_model.py
+Needs torch, transformers, safetensors and numpy from PyPI. Run from anywhere: python scripts/make_golden_model.py [NAME..]
 
 Each folder holds a checkpoint and expected.safetensors:
   tokens (40), targets (40; -100: not scored), greedy (256: the continuation of tokens)   i32
@@ -15,6 +15,7 @@ import json
 import math
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import torch
@@ -61,7 +62,8 @@ class in_double:
 
 
 def randomize(model, generator):
-    """Weights large enough that every parameter matters and greedy text does not settle at once."""
+    """Weights large enough that every parameter matters and greedy text does not settle at once, with gains of about one:
+    larger ones amplify the rounding of float by much more than the arithmetic under test."""
 
     def normal(shape, std):
         return torch.randn(shape, generator=generator) * std
@@ -78,13 +80,13 @@ def randomize(model, generator):
         elif "norm" in name or name.endswith(".D"):
             value = 1 + normal(p.shape, 0.3)
         elif name.endswith("bias"):
-            value = normal(p.shape, 0.3)
+            value = normal(p.shape, 0.1)
         elif "embeddings" in name:
-            value = normal(p.shape, 1.0)
+            value = normal(p.shape, 0.2)  # small: else the residual stream repeats the last token for ever
         elif "conv1d" in name:
-            value = normal(p.shape, 0.7)
+            value = normal(p.shape, 0.5)
         else:
-            value = normal(p.shape, 1.5 / math.sqrt(p.shape[-1]))
+            value = normal(p.shape, 1.0 / math.sqrt(p.shape[-1]))
         p.data.copy_(value)
 
 
@@ -152,7 +154,7 @@ def make(name, seed):
 
     expected = {"tokens": tokens.int(), "targets": targets.int(), "logits_f32": logits_of(model, tokens)}
     expected["greedy"], margin = greedy(model, tokens, 256)
-    if margin < 2e-4:  # too close to a tie to ask for identical text
+    if margin < 2e-4 or len(set(expected["greedy"].tolist())) < 3:  # too close to a tie, or too dull
         return None
     model.to(torch.bfloat16)
     logits = model(tokens[None], use_cache=False).logits[0]
@@ -190,6 +192,8 @@ def make(name, seed):
 
 def main():
     for i, name in enumerate(MODELS):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         seed = 100 * i
         while not make(name, seed):
             seed += 1

@@ -196,7 +196,8 @@ json hf_json(const Config& c, DType dtype) {
   j["time_step_scale"] = c.dt_scale;
   j["time_step_init_scheme"] = "random";
   j["initializer_range"] = c.initializer_range;
-  j["rescale_prenorm_residual"] = true;  // what init.h does
+  // false: transformers divides out_proj by sqrt(n_layer) when it loads a folder that says true.
+  j["rescale_prenorm_residual"] = false;
   j["use_cache"] = true;
   j["torch_dtype"] = dtype == DType::bf16  ? "bfloat16"
                      : dtype == DType::f16 ? "float16"
