@@ -1,6 +1,5 @@
 #include "ops/check.h"
 
-#include <algorithm>
 #include <vector>
 
 namespace krait {
@@ -34,11 +33,19 @@ void check_slots(const Tensor& slot, const Tensor& state, int64_t num_seqs) {
     return;
   }
   check_tensor(slot, "slot", DType::i32, {num_seqs});
-  std::vector<int32_t> used(slot.ptr<int32_t>(), slot.ptr<int32_t>() + num_seqs);
-  std::sort(used.begin(), used.end());
-  for (size_t i = 0; i < used.size(); ++i) {
+  const int32_t* used = slot.ptr<int32_t>();
+  for (int64_t i = 0; i < num_seqs; ++i)
     KRAIT_CHECK(used[i] >= 0 && used[i] < state.shape[0], "slot out of range");
-    KRAIT_CHECK(i == 0 || used[i] != used[i - 1], "two sequences share a slot");
+  if (num_seqs <= 64) {  // a decoding step: no allocation
+    for (int64_t i = 0; i < num_seqs; ++i)
+      for (int64_t j = 0; j < i; ++j) KRAIT_CHECK(used[i] != used[j], "two sequences share a slot");
+    return;
+  }
+  std::vector<bool> taken(static_cast<size_t>(state.shape[0]));
+  for (int64_t i = 0; i < num_seqs; ++i) {
+    const size_t s = static_cast<size_t>(used[i]);
+    KRAIT_CHECK(!taken[s], "two sequences share a slot");
+    taken[s] = true;
   }
 }
 
