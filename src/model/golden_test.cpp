@@ -25,8 +25,20 @@ class Golden : public testing::TestWithParam<std::string> {
     return logits_of(ctx, model.weights, input.view(), nullptr);
   }
 
-  // Returns the relative error over all parameters.
-  double expect_gradients(const Engine& engine, DType dtype, double tolerance) const {
+  std::vector<double> gradients(const Engine& engine, DType dtype, const Config& config,
+                                const Parameters& parameters) const {
+    Context ctx(engine);
+    const TrainableModel model = trainable(ctx, config, parameters, dtype);
+    const ParameterStore store(config, full_precision_of(dtype));
+    const Packed input = prompt();
+    const OwnedTensor targets = tensor_of(ints(expected("targets"))),
+                      loss(full_precision_of(dtype), {targets->shape[0]});
+    forward_backward(ctx, model.weights(), {.input = input.view(), .targets = targets},
+                     store.parameters(), loss);
+    return to_double(store.flat());
+  }
+
+  void expect_gradients(const Engine& engine, DType dtype, double tolerance) const {
     Context ctx(engine);
     const Model model = load_model(folder(), full_precision_of(dtype));
     const TrainableModel trained = trainable(ctx, model.config(), model.weights.parameters, dtype);
@@ -45,16 +57,12 @@ class Golden : public testing::TestWithParam<std::string> {
     double mean = 0;
     for (double l : to_double(loss)) mean += l * scale;
     EXPECT_NEAR(mean, to_double(expected("loss"))[0], tolerance * mean);
-    std::vector<double> all, all_expected;
     for (const ParameterInfo& p : parameter_table(model.config())) {
       std::vector<double> gradient = to_double(p.of(gradients.parameters()));
       for (double& g : gradient) g *= scale;
       const std::vector<double> truth = to_double(expected("grad." + p.name));
       EXPECT_TRUE(close(gradient, truth, tolerance)) << p.name;
-      all.insert(all.end(), gradient.begin(), gradient.end());
-      all_expected.insert(all_expected.end(), truth.begin(), truth.end());
     }
-    return relative_rms(all, all_expected);
   }
 
   void expect_greedy(const Engine& engine) const {
@@ -105,11 +113,26 @@ TEST_P(Golden, GradientsOfTheDoubleReference) {
 }
 TEST_P(Golden, GradientsInFloat) { expect_gradients(cpu_engine(), DType::f32, 1e-5); }
 
+// How far one bf16 run is from the truth is chance within a factor of three, so it is the median
+// over models next to this one (weights changed by 1e-3) that is held against transformers' single
+// run.
 TEST_P(Golden, Bf16GradientsAreAboutAsCloseToTheTruthAsTransformers) {
-  // One sample of rounding noise against another: the factor is what chance needs.
-  const double theirs = 1.5 * to_double(expected("gradient_error_bf16"))[0];
-  EXPECT_LE(expect_gradients(reference_engine(), DType::bf16, 1), theirs);
-  EXPECT_LE(expect_gradients(cpu_engine(), DType::bf16, 1), theirs);
+  const Model model = load_model(folder(), DType::f64);
+  std::vector<double> errors;
+  for (uint64_t sample = 0; sample < 7; ++sample) {
+    const ParameterStore near(model.config(), DType::f64);
+    Rng rng(sample, 5);
+    for (const ParameterInfo& p : parameter_table(model.config())) {
+      const Tensor &from = p.of(model.weights.parameters), &to = p.of(near.parameters());
+      for (int64_t i = 0; i < from.size(); ++i)
+        to.ptr<double>()[i] = from.ptr<double>()[i] * (1 + 1e-3 * rng.normal());
+    }
+    const auto truth = gradients(reference_engine(), DType::f64, model.config(), near.parameters());
+    errors.push_back(relative_rms(
+        gradients(cpu_engine(), DType::bf16, model.config(), near.parameters()), truth));
+  }
+  std::sort(errors.begin(), errors.end());
+  EXPECT_LE(errors[3], 1.5 * to_double(expected("gradient_error_bf16"))[0]);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Golden, testing::ValuesIn(golden_names()),

@@ -167,8 +167,6 @@ TEST_P(LanguageModel, TokensOutsideTheVocabularyAreRefused) {
 
 // The gradients of a text are those of its parts when the state and its gradient are handed on.
 TEST_P(LanguageModel, GradientsFlowThroughTheState) {
-  if (GetParam().dtype == DType::bf16)
-    GTEST_SKIP() << "dstate passes a rounding to bf16 where parts meet";
   const std::vector<int32_t> tokens = random_tokens(90, config.vocab_size, 11),
                              targets = random_tokens(90, config.vocab_size, 12);
   const Packed all = packed({tokens}),
