@@ -64,6 +64,12 @@ Config model_config(const InductionSettings& s) {
   return config;
 }
 
+// Constant, then linearly to zero over the last 30 %: what is learned last must not be shaken off.
+double learning_rate(const InductionSettings& s, int64_t step) {
+  const auto steps = static_cast<double>(s.max_steps);
+  return s.lr * std::min(1.0, (steps - static_cast<double>(step)) / (0.3 * steps));
+}
+
 }  // namespace
 
 InductionResult run_induction(const Engine& engine, const InductionSettings& s,
@@ -76,7 +82,7 @@ InductionResult run_induction(const Engine& engine, const InductionSettings& s,
   Batch batch;
   InductionResult result;
   double loss = 0;
-  for (int64_t perfect = 0; result.steps < s.max_steps && perfect < s.patience;) {
+  while (result.steps < s.max_steps) {
     const int64_t step = ++result.steps;
     const int64_t length =
         std::min(s.length, kFirstLength + (s.growth_steps > 0
@@ -87,11 +93,10 @@ InductionResult run_induction(const Engine& engine, const InductionSettings& s,
     loss += learner.accumulate(batch, 1.0 / static_cast<double>(batch.target_count), nullptr) /
             static_cast<double>(batch.target_count);
     learner.gradient_norm();
-    learner.update(adam, s.lr * std::min(1.0, static_cast<double>(step) / 50), step);
+    learner.update(adam, learning_rate(s, step), step);
     if (step % kTestEvery != 0) continue;
     make_batch(s, kTestSequences, s.length, test_rng, batch);
     result.accuracy = accuracy(learner, batch);
-    perfect = result.accuracy == 1 ? perfect + 1 : 0;
     if (progress) progress(step, loss / kTestEvery, result.accuracy);
     loss = 0;
   }
