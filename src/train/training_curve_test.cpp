@@ -48,7 +48,7 @@ std::vector<NamedTensor> parameters_of(Learner& learner) {
 // Run it by hand (--gtest_also_run_disabled_tests) before scripts/make_golden_train.py; it writes
 // into the source tree.
 TEST(TrainingCurve, DISABLED_WriteInitialWeights) {
-  Learner learner(cpu_engine(), small_config(), DType::f32);
+  Learner learner(cpu_engine(), small_config(), DType::f32, /*threads=*/1);
   learner.initialize(1);
   write_safetensors(kGolden / "init.safetensors", parameters_of(learner));
 }
@@ -58,7 +58,7 @@ TEST(TrainingCurve, FollowsPyTorchFor50Steps) {
   if (!fs::exists(file))
     GTEST_SKIP() << "no " << file << "; KRAIT_DATA names the folder of the data";
   const auto golden = nlohmann::json::parse(read_text(kGolden / "curve.json"));
-  Learner learner(cpu_engine(), small_config(), DType::f32);
+  Learner learner(cpu_engine(), small_config(), DType::f32, /*threads=*/1);
   const MappedFile init(kGolden / "init.safetensors");
   const TensorTable table = read_safetensors({init.data(), init.size()}, init.path().string());
   std::map<std::string, Tensor> by_name;
