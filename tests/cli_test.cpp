@@ -210,8 +210,12 @@ TEST_F(Cli, RefusesAConfigThatDoesNotFit) {
     ASSERT_NE(at, std::string::npos) << from;
     folder.file("model/config.json", text.replace(at, from.size(), to));
   };
-  with("\"state_size\"", "\"state_sise\"");
-  expect_failure({"info", "-m", model()}, 1, {"config.json", "state_siz"});
+  with("\"silu\"", "\"gelu\"");
+  expect_failure({"info", "-m", model()}, 1, {"config.json", "hidden_act", "silu", "gelu"});
+  with("\"state_size\": 16", "\"state_size\": 0");
+  expect_failure({"info", "-m", model()}, 1, {"config.json", "0"});
+  with("\"state_size\": 16", "\"state_size\": \"x\"");
+  expect_failure({"info", "-m", model()}, 1, {"config.json", "state_size"});
   with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
   expect_failure({"score", "-m", model(), "--tokens", "1"}, 1, {"model.safetensors", "layers.2"});
   with("\"vocab_size\": 256", "\"vocab_size\": 264");
@@ -283,8 +287,8 @@ TEST_F(Cli, ScoringALongTextTakesNoMoreMemory) {
     Rng rng(1);
     std::string text;
     for (size_t i = 0; i < tokens; ++i) text += static_cast<char>(1 + rng.below(127));
-    const ProgramResult r = run_krait(
-        {"score", "-m", model(), "-f", folder.file("long", text), "--top", "1", "--json"});
+    const ProgramResult r = run_krait({"score", "-m", model(), "-f", folder.file("long", text),
+                                       "--top", "1", "-t", "1", "--json"});
     EXPECT_EQ(r.status, 0) << r.err;
     EXPECT_EQ(std::count(r.out.begin(), r.out.end(), ','),
               static_cast<std::ptrdiff_t>(2 * tokens + 1));

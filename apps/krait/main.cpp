@@ -33,6 +33,9 @@ int parse_and_run(int argc, char** argv) {
     std::fputs(app.help().c_str(), stderr);
     return kBadUsage;
   }
+  if (argv[1][0] != '-' && !app.get_subcommand_no_throw(argv[1]))
+    return report("unknown command \"" + std::string(argv[1]) + "\"; krait --help lists them",
+                  kBadUsage);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -38,17 +38,13 @@ bool print_as_json(Scorer& scorer, const std::vector<int32_t>& tokens, size_t to
     return !interrupted();
   });
   if (!complete) return false;
-  write_stdout("]");
-  if (top > 0) {
-    write_stdout(",\"top\":[");
-    bool first = true;
-    for (const auto& [id, logprob] : scorer.top(top)) {
-      write_stdout((first ? "[" : ",[") + std::to_string(id) + "," + digits(logprob) + "]");
-      first = false;
-    }
-    write_stdout("]");
+  write_stdout("],\"top\":[");
+  bool first = true;
+  for (const auto& [id, logprob] : scorer.top(top)) {
+    write_stdout((first ? "[" : ",[") + std::to_string(id) + "," + digits(logprob) + "]");
+    first = false;
   }
-  write_stdout("}\n");
+  write_stdout("]}\n");
   return true;
 }
 

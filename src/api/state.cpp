@@ -1,5 +1,6 @@
 #include "krait/state.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -21,14 +22,11 @@ struct Header {
 std::vector<std::byte> State::to_bytes() const {
   Header header = {{}, pending_, recent_.size(), memory_.size()};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
-  const auto append = [](std::vector<std::byte>& out, const void* data, size_t bytes) {
-    const auto* const first = static_cast<const std::byte*>(data);
-    out.insert(out.end(), first, first + bytes);
-  };
-  std::vector<std::byte> out;
-  append(out, &header, sizeof header);
-  append(out, recent_.data(), recent_.size() * sizeof(int32_t));
-  append(out, memory_.data(), memory_.size());
+  const std::span<const std::byte> recent = std::as_bytes(std::span(recent_));
+  std::vector<std::byte> out(sizeof header + recent.size() + memory_.size());
+  std::memcpy(out.data(), &header, sizeof header);
+  std::copy(recent.begin(), recent.end(), out.begin() + sizeof header);
+  std::copy(memory_.rbegin(), memory_.rend(), out.rbegin());
   return out;
 }
 
@@ -45,7 +43,8 @@ State State::from_bytes(std::span<const std::byte> bytes) {
   State state;
   state.pending_ = static_cast<int32_t>(header.pending);
   state.recent_.resize(header.recent);
-  std::memcpy(state.recent_.data(), bytes.data() + sizeof header, header.recent * sizeof(int32_t));
+  std::copy_n(bytes.begin() + sizeof header, header.recent * sizeof(int32_t),
+              std::as_writable_bytes(std::span(state.recent_)).begin());
   state.memory_.assign(bytes.end() - static_cast<std::ptrdiff_t>(header.memory), bytes.end());
   return state;
 }

@@ -3,26 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <new>
 
 #include "generate/scorer.h"
 #include "generate/utf8.h"
 #include "ops/op_test.h"
+#include "tests/count_allocations.h"
 #include "tests/tiny_model.h"
-
-namespace {
-std::atomic<int64_t> allocations{0};
-}
-
-void* operator new(size_t bytes) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* const p = std::malloc(bytes ? bytes : 1)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace krait {
 namespace {
@@ -215,7 +201,7 @@ TEST_F(GeneratorTest, SteadyDecodingAllocatesNothing) {
   seen.reserve(400);
   blocks.reserve(400);
   generator.generate(greedy(300), [&](int64_t, std::string_view) {
-    seen.push_back(allocations.load());
+    seen.push_back(allocation_count());
     blocks.push_back(ctx.workspace().block_allocations());
     return true;
   });
