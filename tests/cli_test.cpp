@@ -18,7 +18,7 @@ using nlohmann::json;
 
 class Cli : public testing::Test {
  protected:
-  void SetUp() override { write_tiny_model(folder.path() / "model"); }
+  void SetUp() override { write_random_model(model(), tiny_config()); }
   std::string model() const { return folder.path() / "model"; }
   std::string path(const std::string& name) const { return folder.path() / name; }
 
@@ -283,12 +283,14 @@ TEST_F(Cli, ChatsTurnByTurn) {
 }
 
 TEST_F(Cli, ScoringALongTextTakesNoMoreMemory) {
+  write_random_model(path("wider"), make_config(256, 64, 2));
   const auto peak = [&](size_t tokens) {
     Rng rng(1);
     std::string text;
     for (size_t i = 0; i < tokens; ++i) text += static_cast<char>(1 + rng.below(127));
-    const ProgramResult r = run_krait({"score", "-m", model(), "-f", folder.file("long", text),
-                                       "--top", "1", "-t", "1", "--json"});
+    const ProgramResult r =
+        run_krait({"score", "-m", path("wider"), "-f", folder.file("long", text), "--top", "1",
+                   "-t", "1", "--json"});
     EXPECT_EQ(r.status, 0) << r.err;
     EXPECT_EQ(std::count(r.out.begin(), r.out.end(), ','),
               static_cast<std::ptrdiff_t>(2 * tokens + 1));

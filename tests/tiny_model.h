@@ -14,11 +14,10 @@ inline Config tiny_config() {
   return config;
 }
 
-// Random weights whose predictions are far from uniform, in a folder as transformers has it.
-inline void write_tiny_model(const std::filesystem::path& folder, uint64_t seed = 1,
-                             DType dtype = DType::f32) {
-  const Model model = make_random_model(tiny_config(), DType::f32, seed);
-  save_model(folder, model.config(), model.weights.parameters, Dialect::hf, dtype);
+// Random weights in a folder as transformers has it.
+inline void write_random_model(const std::filesystem::path& folder, const Config& config) {
+  const Model model = make_random_model(config, DType::f32, 1);
+  save_model(folder, model.config(), model.weights.parameters, Dialect::hf, DType::f32);
 }
 
 }  // namespace krait

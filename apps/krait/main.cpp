@@ -33,7 +33,9 @@ int parse_and_run(int argc, char** argv) {
     std::fputs(app.help().c_str(), stderr);
     return kBadUsage;
   }
-  if (argv[1][0] != '-' && !app.get_subcommand_no_throw(argv[1]))
+  const auto is_named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+  const bool known = argv[1][0] == '-' || !app.get_subcommands(is_named).empty();
+  if (!known)
     return report("unknown command \"" + std::string(argv[1]) + "\"; krait --help lists them",
                   kBadUsage);
   try {
