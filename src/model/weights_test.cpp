@@ -37,6 +37,9 @@ TEST(Weights, WhatIsSavedLoadsBitIdentical) {
       if (dialect == Dialect::state_spaces && !fits) continue;
       save_model(folder, model.config(), model.weights.parameters, dialect, dtype);
       const Model again = load_model(folder);
+      const TensorFile file =
+          TensorFile::open_folder(folder);  // with the shape that PyTorch expects
+      EXPECT_EQ(file.at("backbone.layers.0.mixer.conv1d.weight").rank, 3);
       EXPECT_EQ(again.weights.dtype, dtype);
       expect_equal(model.config(), model.weights.parameters, again.weights.parameters);
       EXPECT_EQ(again.owned_bytes, static_cast<int64_t>(again.weights.A.bytes()))
