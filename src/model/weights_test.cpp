@@ -212,6 +212,8 @@ TEST(Weights, RandomModelsRun) {
     double sum = 0;
     for (double x : logits_of(ctx, model.weights, input.view(), nullptr)) sum += x * x;
     EXPECT_TRUE(std::isfinite(sum) && sum > 0);
+    const std::vector<double> A = to_double(model.weights.A);
+    for (size_t i = 0; i < A.size(); ++i) EXPECT_NEAR(A[i], -static_cast<double>(i % 16 + 1), 1e-5);
   }
 }
 
