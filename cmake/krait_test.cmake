@@ -7,6 +7,7 @@ function(krait_tests name)
     nlohmann_json::nlohmann_json)
   target_compile_definitions(${name} PRIVATE KRAIT_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   krait_compile_options(${name})
+  target_compile_options(${name} PRIVATE -O1)  # half the compile time; what is tested is in the library
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 600
     ENVIRONMENT OMP_WAIT_POLICY=passive)  # tests run side by side: waiting threads must not spin
 endfunction()
