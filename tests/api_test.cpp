@@ -1,0 +1,126 @@
+// The public interface, used as its headers say.
+#include <gtest/gtest.h>
+#include <krait/krait.h>
+
+#include <cmath>
+
+#include "tests/tiny_model.h"
+#include "train/test_folder.h"
+
+namespace krait {
+namespace {
+
+class Api : public testing::Test {
+ protected:
+  static LanguageModel load(const TestFolder& folder) {
+    write_random_model(folder.path(), tiny_config());
+    return LanguageModel::load(folder.path());
+  }
+  static TextOptions options(uint64_t seed = 1) {
+    TextOptions o;
+    o.max_tokens = 30;
+    o.seed = seed;
+    o.ignore_eos = true;
+    return o;
+  }
+
+  TestFolder folder;
+  LanguageModel model = load(folder);
+};
+
+TEST_F(Api, TellsAboutTheModel) {
+  EXPECT_EQ(model.info().parameters, parameter_count(tiny_config()));
+  EXPECT_EQ(model.info().vocab_size, 256);
+  EXPECT_EQ(model.info().state_bytes, tiny_config().state_bytes_per_sequence());
+  EXPECT_EQ(model.info().dtype, "f32");
+  EXPECT_EQ(model.decode(model.encode("h\xc3\xa9")), "h\xc3\xa9");
+  EXPECT_STREQ(version(), "0.1.0");
+}
+
+TEST_F(Api, AStateIsAValue) {
+  State state;
+  EXPECT_TRUE(state.empty());
+  model.read(state, "To be, or not to be");
+  const State bookmark = state;
+  const Text first = model.generate(state, options());
+  EXPECT_EQ(first.tokens.size(), 30u);
+  EXPECT_EQ(first.finish_reason, "length");
+  EXPECT_FALSE(state == bookmark);
+
+  State again = bookmark;
+  EXPECT_NE(model.generate(again, options(2)).text, first.text);
+  again = bookmark;
+  EXPECT_EQ(model.generate(again, options()).text, first.text);
+  EXPECT_TRUE(again == state);
+
+  // Kept as bytes, it outlives the model.
+  const State restored = State::from_bytes(bookmark.to_bytes());
+  EXPECT_TRUE(restored == bookmark);
+  LanguageModel other = LanguageModel::load(folder.path());
+  again = restored;
+  EXPECT_EQ(other.generate(again, options()).text, first.text);
+}
+
+TEST_F(Api, TextInPiecesIsTheSameText) {
+  State whole, pieces;
+  model.read(whole, "To be, or not to be");
+  model.read(pieces, "To be,");
+  model.read(pieces, " or not to be");
+  const std::vector<float> a = model.next_logits(whole), b = model.next_logits(pieces);
+  ASSERT_EQ(a.size(), 256u);
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 1e-4f);
+}
+
+TEST_F(Api, ScoresAndLogitsAgree) {
+  const std::vector<int32_t> tokens = model.encode("To be");
+  const std::vector<float> scores = model.score(tokens);
+  ASSERT_EQ(scores.size(), 4u);
+  State state;
+  model.read(state, std::span(tokens).first(4));
+  const std::vector<float> logits = model.next_logits(state);
+  double sum = 0;
+  for (const float l : logits) sum += std::exp(static_cast<double>(l));
+  EXPECT_NEAR(scores[3], logits[static_cast<size_t>(tokens[4])] - std::log(sum), 1e-4);
+}
+
+TEST_F(Api, StreamsUntilToldToStop) {
+  State state;
+  model.read(state, "To be");
+  std::string seen;
+  int left = 10;
+  TextOptions o = options();
+  o.on_text = [&](std::string_view text) {
+    seen += text;
+    return --left > 0;
+  };
+  const Text text = model.generate(state, o);
+  EXPECT_EQ(text.finish_reason, "interrupted");
+  EXPECT_EQ(text.tokens.size(), 10u);
+  EXPECT_EQ(text.text, seen);
+}
+
+TEST_F(Api, RefusesWhatIsWrong) {
+  State state;
+  EXPECT_THROW(model.generate(state), Error);
+  EXPECT_THROW(model.next_logits(state), Error);
+  EXPECT_THROW(model.read(state, std::vector<int32_t>{256}), Error);
+  EXPECT_TRUE(state.empty());
+  EXPECT_THROW(LanguageModel::load(folder.path() / "nowhere"), Error);
+  EXPECT_THROW(LanguageModel::load(folder.path(), {.device = "cuda"}), Error);
+  EXPECT_THROW(LanguageModel::load(folder.path(), {.dtype = "f8"}), Error);
+
+  model.read(state, "To be");
+  std::vector<std::byte> bytes = state.to_bytes();
+  for (size_t size = 0; size < bytes.size(); size += 7)
+    EXPECT_THROW(State::from_bytes(std::span(bytes).first(size)), Error) << size;
+  bytes[0] = std::byte{0};
+  EXPECT_THROW(State::from_bytes(bytes), Error);
+
+  const TestFolder larger;
+  write_random_model(larger.path(), make_config(256, 48, 2));
+  LanguageModel other = LanguageModel::load(larger.path());
+  EXPECT_THROW(other.generate(state), Error);
+}
+
+}  // namespace
+}  // namespace krait
