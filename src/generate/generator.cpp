@@ -150,9 +150,8 @@ bool Generator::accept(Active& active, int32_t token, const GenerateOptions& opt
   return !on_text || on_text(active.index, text);
 }
 
-// Hands on what was held back.
+// Hands on what was held back; after a stop string that is nothing.
 void Generator::finish(Active& active, const OnText& on_text) {
-  if (active.stops.found()) return;
   std::string rest = active.stops.push(active.utf8.flush());
   rest += active.stops.flush();
   active.sample.text += rest;

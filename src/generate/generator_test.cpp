@@ -251,6 +251,17 @@ TEST_F(ScorerTest, ScoresAnyLengthAsAtOnce) {
   }
 }
 
+TEST_F(ScorerTest, StartsEachTextAfresh) {
+  Scorer scorer(ctx, model.weights);
+  std::vector<float> logprobs;
+  for (const auto& tokens : {some_tokens(600), some_tokens(600), some_tokens(600)})
+    scorer.score(tokens, [&](std::span<const float> some) {
+      logprobs.insert(logprobs.end(), some.begin(), some.end());
+      return true;
+    });
+  for (size_t i = 0; i < 599; ++i) ASSERT_EQ(logprobs[i], logprobs[2 * 599 + i]) << i;
+}
+
 TEST_F(ScorerTest, TopIsOfTheLastPosition) {
   const std::vector<int32_t> tokens = some_tokens(700);
   const std::vector<double> row = logits_at_once(tokens).back();
@@ -278,7 +289,7 @@ TEST_F(ScorerTest, EvaluatesInWindowsOfFreshState) {
     ASSERT_TRUE(scorer.evaluate(tokens, context, tokenizer, total));
     EXPECT_EQ(total.tokens, 1499);
     EXPECT_EQ(total.bytes, 1499);
-    EXPECT_NEAR(total.loss, expected, 1e-5 * expected) << context;
+    EXPECT_NEAR(total.loss, expected, 1e-3) << context;
   }
 }
 
