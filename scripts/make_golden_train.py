@@ -3,7 +3,7 @@
 
     python scripts/make_golden_train.py tinyshakespeare.txt tests/golden/train
 
-The initial weights are init.safetensors beside the result, written by the test `TrainingCurve.DISABLED_WriteInitialWeights`
+The initial weights are init.safetensors beside the result, written by the test `TrainingCurve.StartsFromTheInitializationOfSeed1`
 (krait's initialization, seed 1), so both sides start from the same numbers. Data order: batch i of n = batch_size x
 seq_len bytes is the text from byte i n on, cut into rows of seq_len; the target of each byte is the next byte of the
 text. Needs torch, numpy and safetensors.

@@ -45,12 +45,22 @@ std::vector<NamedTensor> parameters_of(Learner& learner) {
   return tensors;
 }
 
-// Run it by hand (--gtest_also_run_disabled_tests) before scripts/make_golden_train.py; it writes
-// into the source tree.
-TEST(TrainingCurve, DISABLED_WriteInitialWeights) {
+// The golden curve starts from the initialization of seed 1. To make it anew, run this test with
+// KRAIT_WRITE_GOLDEN=1, then scripts/make_golden_train.py.
+TEST(TrainingCurve, StartsFromTheInitializationOfSeed1) {
   Learner learner(cpu_engine(), small_config(), DType::f32, /*threads=*/1);
   learner.initialize(1);
-  write_safetensors(kGolden / "init.safetensors", parameters_of(learner));
+  if (std::getenv("KRAIT_WRITE_GOLDEN"))
+    write_safetensors(kGolden / "init.safetensors", parameters_of(learner));
+  const MappedFile init(kGolden / "init.safetensors");
+  const TensorTable table = read_safetensors({init.data(), init.size()}, init.path().string());
+  std::map<std::string, Tensor> by_name;
+  for (const TensorEntry& entry : table.entries) by_name[entry.name] = entry.tensor;
+  for (const auto& [name, tensor] : parameters_of(learner)) {
+    ASSERT_EQ(by_name.at(name).size(), tensor.size()) << name;
+    for (int64_t i = 0; i < tensor.size(); ++i)
+      ASSERT_FLOAT_EQ(by_name.at(name).ptr<float>()[i], tensor.ptr<float>()[i]) << name;
+  }
 }
 
 TEST(TrainingCurve, FollowsPyTorchFor50Steps) {
