@@ -269,17 +269,26 @@ TEST_F(Cli, StopsWhenInterrupted) {
 }
 
 TEST_F(Cli, ChatsTurnByTurn) {
-  const std::vector<std::string> arguments = {"chat", "-m", model(), "-n", "12", "--temp", "0"};
-  ProgramOptions options;
-  options.input = "Hello\nHow are you?\n";
-  const ProgramResult both = run_krait(arguments, options);
-  EXPECT_EQ(both.status, 0) << both.err;
-  options.input = "Hello\nNonsense\n/undo\nHow are you?\n";
-  const ProgramResult undone = run_krait(arguments, options);
-  // The turn that was taken back leaves no trace in what follows.
-  ASSERT_GT(both.out.size(), 4u);
-  EXPECT_EQ(undone.out.substr(undone.out.size() - both.out.size() / 3),
-            both.out.substr(both.out.size() - both.out.size() / 3));
+  const auto chat = [&](const std::string& input) {
+    ProgramOptions options;
+    options.input = input;
+    const ProgramResult r = run_krait({"chat", "-m", model(), "-n", "40", "--temp", "0",
+                                       "--user-prefix", "U", "--assistant-prefix", "A"},
+                                      options);
+    EXPECT_EQ(r.status, 0) << r.err;
+    EXPECT_EQ(r.err, "");
+    return r.out;
+  };
+  const std::string first = chat("Hello\n"), both = chat("Hello\nb\n");
+  ASSERT_GT(both.size(), first.size());
+  EXPECT_EQ(both.substr(0, first.size()), first);
+  const std::string second = both.substr(first.size());
+  EXPECT_NE(second, chat("b\n")) << "the first turn must matter";
+  // A turn that was taken back leaves no trace.
+  const std::string undone = chat("Hello\nNonsense\n/undo\nb\n");
+  EXPECT_EQ(undone.substr(undone.size() - second.size()), second);
+  EXPECT_GT(undone.size(), both.size());
+  EXPECT_EQ(chat("Hello\n/reset\nb\n"), first + chat("b\n"));
 }
 
 TEST_F(Cli, ScoringALongTextTakesNoMoreMemory) {
