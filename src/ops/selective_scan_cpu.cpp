@@ -24,7 +24,23 @@ struct ForwardTile {
   HWY_ALIGN float y[kScanChunk * kBlock];
   HWY_ALIGN float B[kScanChunk * kMaxDState];  // (kScanChunk, d_state)
   HWY_ALIGN float C[kScanChunk * kMaxDState];
+  // The block's channels in u, dt, z and y at the next tile's first row, and the bytes between
+  // rows: fetched while this tile is scanned, a line at a time, because rows lie too far apart for
+  // the hardware to guess the next one.
+  const char* next[4];
+  size_t next_stride[4], element_size;
 };
+
+template <class T>
+void look_ahead(const SelectiveScan& op, int64_t c0, int64_t row, ForwardTile& tile) {
+  tile.element_size = sizeof(T);
+  size_t i = 0;
+  for (const Tensor* x : {&op.u, &op.dt, &op.z, &op.y}) {
+    const Tensor& there = *x ? *x : op.u;
+    tile.next[i] = reinterpret_cast<const char*>(there.row<T>(row) + c0);
+    tile.next_stride[i++] = static_cast<size_t>(there.stride[0]) * sizeof(T);
+  }
+}
 
 template <class T>
 void stage_rows(const Tensor& x, int64_t group, int64_t begin, int64_t tokens, float* out) {
@@ -75,7 +91,12 @@ HWY_INLINE void scan_states(const float* HWY_RESTRICT A, float* HWY_RESTRICT h, 
   VF state[kStates];
 #pragma GCC unroll 16
   for (int n = 0; n < kStates; ++n) state[n] = hn::Load(d, h + (n0 + n) * kBlock + c);
+  const size_t fetch = n0 / 8 % 2 * 2;  // this group of states fetches for two of the four tensors
+  const char* next[2] = {tile.next[fetch] + c * tile.element_size,
+                         tile.next[fetch + 1] + c * tile.element_size};
   for (size_t t = 0; t < tokens; ++t) {
+    hwy::Prefetch(next[0] + t * tile.next_stride[fetch]);
+    hwy::Prefetch(next[1] + t * tile.next_stride[fetch + 1]);
     const VF delta = hn::Load(d, tile.delta + t * kBlock + c);
     const VF delta_u = hn::Load(d, tile.delta_u + t * kBlock + c);
     const float* HWY_RESTRICT B = tile.B + t * d_state + n0;
@@ -162,6 +183,7 @@ void forward_piece(const SelectiveScan& op, const ScanPlan& plan, int64_t sequen
         });
     }
     stage_tile<T>(op, plan, block, t, tokens, tile);
+    look_ahead<T>(op, plan.first_channel(block), std::min(t + tokens, end - 1), tile);
     scan_tile(plan.A_of(block), h, tile, static_cast<size_t>(channels),
               static_cast<size_t>(plan.d_state), static_cast<size_t>(tokens));
     if (op.y) write_tile<T>(op, plan, block, t, tokens, tile);

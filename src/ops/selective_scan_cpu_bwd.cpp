@@ -279,6 +279,8 @@ void backward_sequence(const SelectiveScan& op, const SelectiveScanGrad& grad, c
       cpu::load_states(cpu::state_of(op.state, op.slot, sequence, c0), plan.channels(block),
                        plan.d_state, sums.h);
     stage_backward<T>(op, grad, plan, block, t, tokens, tile);
+    for (const Tensor* x : {&op.u, &op.dt, &op.z, &grad.dy, &grad.du, &grad.ddt, &grad.dz})
+      prefetch_rows<T>(*x, std::max(begin, t - kScanChunk), t, c0, plan.channels(block));
     const size_t row =
         (static_cast<size_t>(partition * op.u.shape[0] + t) * static_cast<size_t>(op.B.shape[1]) +
          static_cast<size_t>(plan.group(block))) *

@@ -12,7 +12,8 @@
 
 #include <cstring>
 
-#include "core/dtype.h"
+#include "core/tensor.h"
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -152,6 +153,18 @@ HWY_INLINE void store_f32_n(DF d, VF x, T* HWY_RESTRICT p, size_t count) {
   HWY_ALIGN T lanes[kLanes];
   store_f32(d, x, lanes);
   std::memcpy(static_cast<void*>(p), lanes, count * sizeof(T));
+}
+
+// Asks for columns [begin, begin + count) of rows [first, last) of x ahead of their use: rows lie
+// too far apart for the hardware to guess the next one.
+template <class T>
+HWY_INLINE void prefetch_rows(const krait::Tensor& x, int64_t first, int64_t last, int64_t begin,
+                              int64_t count) {
+  if (!x) return;
+  for (int64_t t = first; t < last; ++t) {
+    const char* row = reinterpret_cast<const char*>(x.row<T>(t) + begin);
+    for (size_t i = 0; i < static_cast<size_t>(count) * sizeof(T); i += 64) hwy::Prefetch(row + i);
+  }
 }
 
 // f(i, full) for vectors at i = 0, lanes, ..; the last one may reach beyond `count`: `lanes` of it

@@ -18,14 +18,16 @@ double wall_time() {
 // nlohmann writes non-finite numbers as null and doubles so that they read back to the same bits.
 std::string line_of(const nlohmann::ordered_json& object) { return object.dump() + "\n"; }
 
-void keep_until(const std::filesystem::path& path, int64_t last_step) {
+void keep_until(const std::filesystem::path& path, int64_t last_step, bool over) {
   std::string kept;
   if (last_step > 0) {
     std::ifstream in(path);
     for (std::string line; std::getline(in, line);) {
       const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
       if (!object.is_object() || !object.contains("step") || !object["step"].is_number()) continue;
-      if (object["step"].get<double>() <= static_cast<double>(last_step)) kept += line + "\n";
+      const double beyond = object["step"].get<double>() - static_cast<double>(last_step);
+      if (beyond > 0 || (over && beyond == 0 && object.contains("val_loss"))) continue;
+      kept += line + "\n";
     }
   }
   write_file_atomic(path, kept);
@@ -53,10 +55,11 @@ std::string to_json(const EvalMetrics& m) {
                   {"elapsed_s", std::round(m.elapsed_s * 1e3) / 1e3}});
 }
 
-MetricsWriter::MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step)
-    : tensorboard_(run_folder / "tb", resume_step > 0 ? resume_step + 1 : 0) {
+MetricsWriter::MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step,
+                             bool over)
+    : tensorboard_(run_folder / "tb", resume_step > 0 ? resume_step + (over ? 0 : 1) : 0) {
   const auto path = run_folder / "metrics.jsonl";
-  keep_until(path, resume_step);
+  keep_until(path, resume_step, over);
   file_.emplace(path);
 }
 

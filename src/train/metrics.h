@@ -37,7 +37,9 @@ class MetricsWriter {
  public:
   // resume_step: lines of later steps, left by a run that went on after its last checkpoint, are
   // dropped, and so is an incomplete last line. 0: a new run; an existing metrics.jsonl is emptied.
-  MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step);
+  // over: the run had ended at resume_step; its last validation is made once more, so that line is
+  // dropped too.
+  MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step, bool over = false);
 
   void write(const StepMetrics& m);
   void write(const EvalMetrics& m);

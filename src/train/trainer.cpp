@@ -138,7 +138,8 @@ void Trainer::Run::begin(const std::string& resume) {
   state.config_digest = run_config_digest(config);
   state.text_digest = text.digest;
   write_file_atomic(folder.path() / "config.toml", write_run_config(config));
-  metrics.emplace(folder.path(), state.step);
+  metrics.emplace(folder.path(), state.step,
+                  /*over=*/config.train.steps > 0 && state.step >= config.train.steps);
 }
 
 void Trainer::Run::resume_from(const Checkpoint& from) {

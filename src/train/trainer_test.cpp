@@ -303,5 +303,15 @@ TEST(Checkpoint, SurvivesBeingKilled) {
   EXPECT_EQ(fingerprint(out, end), fingerprint(toy.out("straight"), straight));
 }
 
+// Asking again for a run that is over adds nothing to its log.
+TEST(Checkpoint, AFinishedRunStaysAsItIs) {
+  const Toy toy;
+  const auto config = toy.config({"train.steps=5", "train.save_every=2", "train.eval_every=0"});
+  const fs::path out = toy.out("run");
+  const std::string once = fingerprint(out, train(config, out));
+  EXPECT_EQ(fingerprint(out, train(config, out, "auto")), once);
+  EXPECT_EQ(fingerprint(out, train(config, out, "auto")), once);
+}
+
 }  // namespace
 }  // namespace krait
