@@ -2,12 +2,10 @@
 // into pieces.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/selective_scan_cpu.cpp"
-#include "ops/selective_scan_cpu.h"
-
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "ops/flush_denormals.h"
-#include "ops/simd_math-inl.h"
+#include "ops/selective_scan_cpu-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace krait::HWY_NAMESPACE {
@@ -39,19 +37,6 @@ void look_ahead(const SelectiveScan& op, int64_t c0, int64_t row, ForwardTile& t
     const Tensor& there = *x ? *x : op.u;
     tile.next[i] = reinterpret_cast<const char*>(there.row<T>(row) + c0);
     tile.next_stride[i++] = static_cast<size_t>(there.stride[0]) * sizeof(T);
-  }
-}
-
-template <class T>
-void stage_rows(const Tensor& x, int64_t group, int64_t begin, int64_t tokens, float* out) {
-  const DF d;
-  const size_t d_state = static_cast<size_t>(x.shape[2]);
-  for (int64_t t = 0; t < tokens; ++t) {
-    const T* row = x.row<T>(begin + t) + group * x.stride[1];
-    float* to = out + static_cast<size_t>(t) * d_state;
-    for_each_vector(d_state, [&](size_t i, size_t valid) {
-      store_part(d, load_part(d, row + i, valid), to + i, valid);
-    });
   }
 }
 

@@ -14,8 +14,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 #include "ops/flush_denormals.h"
-#include "ops/selective_scan_cpu.h"
-#include "ops/simd_math-inl.h"
+#include "ops/selective_scan_cpu-inl.h"
 
 #ifndef KRAIT_OPS_SELECTIVE_SCAN_CPU_BWD_ONCE_
 #define KRAIT_OPS_SELECTIVE_SCAN_CPU_BWD_ONCE_
@@ -72,18 +71,6 @@ struct BlockSums {
 };
 
 template <class T>
-void stage_states(const Tensor& x, int64_t group, int64_t begin, size_t tokens, float* out) {
-  const DF d;
-  const size_t d_state = static_cast<size_t>(x.shape[2]);
-  for (size_t t = 0; t < tokens; ++t) {
-    const T* row = x.row<T>(begin + static_cast<int64_t>(t)) + group * x.stride[1];
-    for_each_vector(d_state, [&](size_t i, size_t valid) {
-      store_part(d, load_part(d, row + i, valid), out + t * d_state + i, valid);
-    });
-  }
-}
-
-template <class T>
 VF load_dt(const SelectiveScan& op, int64_t t, int64_t channel, size_t valid) {
   const DF d;
   const VF dt = load_part(d, op.dt.row<T>(t) + channel, valid);
@@ -113,8 +100,8 @@ void stage_backward(const SelectiveScan& op, const SelectiveScanGrad& grad, cons
       hn::Store(hn::Zero(d), d, tile.dA_bar + at);
     });
   }
-  stage_states<T>(op.B, plan.group(block), begin, tokens, tile.B);
-  stage_states<T>(op.C, plan.group(block), begin, tokens, tile.C);
+  stage_rows<T>(op.B, plan.group(block), begin, static_cast<int64_t>(tokens), tile.B);
+  stage_rows<T>(op.C, plan.group(block), begin, static_cast<int64_t>(tokens), tile.C);
 }
 
 // Where a vector of channels and a group of states lie in the tiles.

@@ -45,6 +45,19 @@ std::vector<NamedTensor> parameters_of(Learner& learner) {
   return tensors;
 }
 
+// f(golden tensor, the learner's) for every parameter.
+template <class F>
+void for_each_initial_weight(Learner& learner, F&& f) {
+  const MappedFile init(kGolden / "init.safetensors");
+  const TensorTable table = read_safetensors({init.data(), init.size()}, init.path().string());
+  std::map<std::string, Tensor> golden;
+  for (const TensorEntry& entry : table.entries) golden[entry.name] = entry.tensor;
+  for (const auto& [name, tensor] : parameters_of(learner)) {
+    ASSERT_EQ(golden.at(name).size(), tensor.size()) << name;
+    f(golden.at(name), tensor);
+  }
+}
+
 // The golden curve starts from the initialization of seed 1. To make it anew, run this test with
 // KRAIT_WRITE_GOLDEN=1, then scripts/make_golden_train.py.
 TEST(TrainingCurve, StartsFromTheInitializationOfSeed1) {
@@ -52,15 +65,10 @@ TEST(TrainingCurve, StartsFromTheInitializationOfSeed1) {
   learner.initialize(1);
   if (std::getenv("KRAIT_WRITE_GOLDEN"))
     write_safetensors(kGolden / "init.safetensors", parameters_of(learner));
-  const MappedFile init(kGolden / "init.safetensors");
-  const TensorTable table = read_safetensors({init.data(), init.size()}, init.path().string());
-  std::map<std::string, Tensor> by_name;
-  for (const TensorEntry& entry : table.entries) by_name[entry.name] = entry.tensor;
-  for (const auto& [name, tensor] : parameters_of(learner)) {
-    ASSERT_EQ(by_name.at(name).size(), tensor.size()) << name;
+  for_each_initial_weight(learner, [](const Tensor& golden, const Tensor& tensor) {
     for (int64_t i = 0; i < tensor.size(); ++i)
-      ASSERT_FLOAT_EQ(by_name.at(name).ptr<float>()[i], tensor.ptr<float>()[i]) << name;
-  }
+      ASSERT_FLOAT_EQ(golden.ptr<float>()[i], tensor.ptr<float>()[i]);
+  });
 }
 
 TEST(TrainingCurve, FollowsPyTorchFor50Steps) {
@@ -69,14 +77,9 @@ TEST(TrainingCurve, FollowsPyTorchFor50Steps) {
     GTEST_SKIP() << "no " << file << "; KRAIT_DATA names the folder of the data";
   const auto golden = nlohmann::json::parse(read_text(kGolden / "curve.json"));
   Learner learner(cpu_engine(), small_config(), DType::f32, /*threads=*/1);
-  const MappedFile init(kGolden / "init.safetensors");
-  const TensorTable table = read_safetensors({init.data(), init.size()}, init.path().string());
-  std::map<std::string, Tensor> by_name;
-  for (const TensorEntry& entry : table.entries) by_name[entry.name] = entry.tensor;
-  for (const auto& [name, tensor] : parameters_of(learner)) {
-    ASSERT_EQ(by_name.at(name).size(), tensor.size()) << name;
-    std::copy_n(by_name.at(name).ptr<float>(), tensor.size(), tensor.ptr<float>());
-  }
+  for_each_initial_weight(learner, [](const Tensor& from, const Tensor& to) {
+    std::copy_n(from.ptr<float>(), to.size(), to.ptr<float>());
+  });
   learner.masters_changed();
 
   DataSettings data;
