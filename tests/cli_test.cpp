@@ -232,8 +232,35 @@ TEST_F(Cli, RefusesBadTokensAndPrompts) {
   expect_failure({"score", "-m", model(), "--tokens", "256", "--json"}, 1, {"256", "0 to 255"});
   expect_failure({"score", "-m", model(), "--tokens", " "}, 1, {"--tokens"});
   expect_failure({"score", "-m", model(), "--tokens", "1", "--top", "257"}, 1, {"--top", "256"});
-  expect_failure({"generate", "-m", model(), "-p", "a", "--temp", "-1"}, 1, {"temp"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "--temp", "-1"}, 2, {"temp"});
   expect_failure({"generate", "-m", model(), "-p", "a", "--stop", ""}, 1, {"stop"});
+}
+
+// Weights that are not numbers are an error of every command, and leave nothing on stdout.
+TEST_F(Cli, RefusesWeightsThatAreNotNumbers) {
+  Model broken = make_random_model(tiny_config(), DType::f32, 1);
+  broken.weights.parameters.layers[0].in_proj.ptr<float>()[7] = NAN;
+  const std::string path = (folder.path() / "nan").string();
+  save_model(path, broken.config(), broken.weights.parameters, Dialect::hf, DType::f32);
+  const std::string text = folder.file("text", "some text");
+  for (const std::vector<std::string>& arguments :
+       std::vector<std::vector<std::string>>{{"score", "-m", path, "--text", "abc", "--json"},
+                                             {"score", "-m", path, "--text", "a", "--json"},
+                                             {"eval", "-m", path, "--data", text, "--json"}}) {
+    const ProgramResult r = run_krait(arguments);
+    EXPECT_EQ(r.status, 1) << arguments[0];
+    EXPECT_EQ(r.out, "");
+    EXPECT_FALSE(r.err.empty());
+  }
+}
+
+TEST_F(Cli, ConvertDoesNotMakeInfinities) {
+  Model large = make_random_model(tiny_config(), DType::f32, 1);
+  large.weights.parameters.layers[0].in_proj.ptr<float>()[7] = 1e6f;
+  const std::string path = (folder.path() / "large").string();
+  save_model(path, large.config(), large.weights.parameters, Dialect::hf, DType::f32);
+  const std::string out = (folder.path() / "converted").string();
+  expect_failure({"convert", path, out, "--to", "hf", "--dtype", "f16"}, 1, {"in_proj", "65504"});
 }
 
 TEST_F(Cli, SaysThatItWasBuiltWithoutCuda) {

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -84,7 +85,9 @@ void SamplingFlags::add_to(CLI::App& app) {
   app.add_option("-n,--n-predict", options.max_tokens, "Tokens to write; -1: until the text ends")
       ->check(CLI::Range(int64_t{-1}, int64_t{1} << 40))
       ->capture_default_str();
-  app.add_option("-s,--seed", seed, "Seed of the random numbers; without it, another every time");
+  app.add_option("-s,--seed", seed,
+                 "Seed of the random numbers; -1 or without it: another every time")
+      ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()));
   app.add_option("--temp", s.temperature, "Temperature; 0: always the most likely token")
       ->capture_default_str();
   app.add_option("--top-k", s.top_k, "Choose among the k most likely tokens; 0: all")
@@ -104,8 +107,13 @@ void SamplingFlags::add_to(CLI::App& app) {
 
 GenerateOptions SamplingFlags::resolve() const {
   GenerateOptions resolved = options;
-  resolved.sampling.seed = seed ? *seed : std::random_device()();
-  resolved.sampling.validate();
+  resolved.sampling.seed =
+      seed && *seed >= 0 ? static_cast<uint64_t>(*seed) : std::random_device()();
+  try {
+    resolved.sampling.validate();
+  } catch (const Error& e) {
+    throw UsageError(e.what());
+  }
   return resolved;
 }
 

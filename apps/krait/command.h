@@ -64,7 +64,7 @@ struct ComputeFlags {
 // Flags of the commands that write text.
 struct SamplingFlags {
   GenerateOptions options;
-  std::optional<uint64_t> seed;  // none: a new one every time
+  std::optional<int64_t> seed;  // none or -1: a new one every time
 
   void add_to(CLI::App& app);
   GenerateOptions resolve() const;

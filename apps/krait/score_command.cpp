@@ -27,24 +27,43 @@ std::string digits(T value) {
   return std::string(buffer, error == std::errc() ? end : buffer);
 }
 
-// {"tokens": [..], "logprobs": [null, ..], "top": [[id, logprob], ..]}, written as it is computed.
+// {"tokens": [..], "logprobs": [null, ..], "top": [[id, logprob], ..]}. A long text's is written as
+// it is computed, so that memory does not grow with it; of a short one nothing is written before
+// all is known, so that an error leaves stdout empty.
+class JsonOut {
+ public:
+  void add(const std::string& text) {
+    pending_ += text;
+    if (pending_.size() > size_t{1} << 20) flush();
+  }
+  void flush() {
+    write_stdout(pending_);
+    pending_.clear();
+  }
+
+ private:
+  std::string pending_;
+};
+
 bool print_as_json(Scorer& scorer, const std::vector<int32_t>& tokens, size_t top) {
-  write_stdout("{\"tokens\":[");
+  JsonOut out;
+  out.add("{\"tokens\":[");
   for (size_t i = 0; i < tokens.size(); ++i)
-    write_stdout((i > 0 ? "," : "") + std::to_string(tokens[i]));
-  write_stdout("],\"logprobs\":[null");
-  const bool complete = scorer.score(tokens, [](std::span<const float> logprobs) {
-    for (const float p : logprobs) write_stdout("," + digits(p));
+    out.add((i > 0 ? "," : "") + std::to_string(tokens[i]));
+  out.add("],\"logprobs\":[null");
+  const bool complete = scorer.score(tokens, [&](std::span<const float> logprobs) {
+    for (const float p : logprobs) out.add("," + digits(p));
     return !interrupted();
   });
   if (!complete) return false;
-  write_stdout("],\"top\":[");
+  out.add("],\"top\":[");
   bool first = true;
   for (const auto& [id, logprob] : scorer.top(top)) {
-    write_stdout((first ? "[" : ",[") + std::to_string(id) + "," + digits(logprob) + "]");
+    out.add((first ? "[" : ",[") + std::to_string(id) + "," + digits(logprob) + "]");
     first = false;
   }
-  write_stdout("]}\n");
+  out.add("]}\n");
+  out.flush();
   return true;
 }
 

@@ -1,6 +1,7 @@
 #include "generate/scorer.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "generate/generator.h"
 #include "generate/sampler.h"
@@ -30,6 +31,10 @@ void Scorer::run(int64_t count, int64_t num_seqs, DecodeState* state) {
                 .seq_start = seq_start_->slice(0, 0, num_seqs + 1),
                 .slot = {}},
                targets_->slice(0, 0, count), state, loss_->slice(0, 0, count));
+  for (int64_t i = 0; i < count; ++i)
+    if (!std::isfinite(loss_->ptr<float>()[i]))
+      throw Error("the model's output is not a number", "logits", "finite weights",
+                  std::to_string(loss_->ptr<float>()[i]));
 }
 
 bool Scorer::score(std::span<const int32_t> tokens, const OnLogprobs& on_logprobs) {

@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 #include <string>
@@ -164,6 +165,20 @@ Model load_model(const fs::path& folder, std::optional<DType> dtype) {
   return model;
 }
 
+namespace {
+
+// Rounding to f16 must not make infinities.
+void check_f16_range(const Tensor& t, const std::string& name) {
+  for (int64_t i = 0; i < t.size(); ++i) {
+    const float x = t.dtype == DType::f32 ? t.ptr<float>()[i] : float(t.ptr<bf16>()[i]);
+    if (std::isfinite(x) && std::abs(x) >= 65520.0f)
+      throw Error("value outside the range of f16", name, "at most 65504 in size; bf16 holds it",
+                  std::to_string(x));
+  }
+}
+
+}  // namespace
+
 void save_model(const fs::path& folder, const Config& config, const Parameters& parameters,
                 Dialect dialect, DType dtype) {
   if (dtype != DType::f32 && dtype != DType::bf16 && dtype != DType::f16)
@@ -179,6 +194,7 @@ void save_model(const fs::path& folder, const Config& config, const Parameters& 
     Tensor t = info.of(parameters);
     const DType stored = info.matrix ? dtype : DType::f32;
     if (t.dtype != stored) {
+      if (stored == DType::f16 && t.dtype != DType::f64) check_f16_range(t, info.name);
       converted.emplace_back(static_cast<size_t>(info.size()) * size_of(stored));
       const Tensor copy = info.view(converted.back().data(), stored);
       convert(available_cores(), t, copy);

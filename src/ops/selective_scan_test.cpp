@@ -300,7 +300,8 @@ TEST(SelectiveScan, StepByStepIsTheWholePass) {
   op_test::for_each_simd_target([] {
     Context cpu(cpu_engine(), 2);
     for (int64_t d_state : {1, 3, 16, 21, 64}) {
-      const Case c = {.lengths = {40}, .d_inner = 70, .d_state = d_state};
+      const Case c = {
+          .lengths = {40}, .d_inner = 70, .d_state = d_state, .n_groups = d_state % 2 + 1};
       Scan whole(c, DType::f32), steps(c, DType::f32);
       whole.forward(cpu);
       steps.state.values(steps.initial);

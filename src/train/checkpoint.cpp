@@ -130,8 +130,13 @@ int64_t step_of(const std::string& name) {
 void write_contents(const fs::path& folder, const TrainerState& state, const TrainableModel& model,
                     const std::vector<NamedTensor>& tensors, const fs::path& tokenizer) {
   save_model(folder, model.config(), model.masters().parameters(), Dialect::hf, DType::f32);
-  if (!tokenizer.empty())
+  if (!tokenizer.empty()) {
     write_file_atomic(folder / "tokenizer.json", MappedFile(tokenizer).text());
+    // Without it transformers takes the tokenizer class of Mamba's published models, whatever
+    // tokenizer.json says.
+    write_file_atomic(folder / "tokenizer_config.json",
+                      "{\"tokenizer_class\": \"PreTrainedTokenizerFast\"}\n");
+  }
   write_safetensors(folder / "optimizer.safetensors", tensors);
   write_state(folder, state);
   sync_directory(folder);

@@ -256,7 +256,8 @@ void Trainer::Run::export_model() const {
   std::error_code error;
   fs::create_directories(model, error);
   if (error) throw Error("cannot create the folder: " + error.message(), model.string());
-  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
+  for (const char* name :
+       {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
     if (fs::exists(checkpoint / name))
       write_file_atomic(model / name, MappedFile(checkpoint / name).text());
   }
