@@ -1,5 +1,6 @@
-// Memory. `Buffer` owns one aligned block. `Arena` hands out pieces of a few blocks and takes them back all at once (a Scope):
-// after the first round of a repeated computation it holds one block of the right size and allocates no more.
+// Memory. `Buffer` owns one aligned block. `Arena` hands out pieces of a few blocks and takes them
+// back all at once (a Scope): after the first round of a repeated computation it holds one block of
+// the right size and allocates no more.
 #pragma once
 
 #include <cstddef>
@@ -59,7 +60,8 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // Uninitialised memory, valid until the Scope in which it was taken ends. Rows of tensors are contiguous.
+  // Uninitialised memory, valid until the Scope in which it was taken ends. Rows of tensors are
+  // contiguous.
   void* allocate(size_t bytes);
   Tensor tensor(DType dtype, std::initializer_list<int64_t> shape);
   template <class T>
@@ -82,7 +84,7 @@ class Arena {
     size_t block_, used_;
   };
 
-  size_t capacity() const;            // bytes held
+  size_t capacity() const;                                          // bytes held
   int64_t block_allocations() const { return block_allocations_; }  // how often it asked for memory
 
  private:
@@ -91,7 +93,7 @@ class Arena {
   std::pmr::memory_resource* memory_;
   std::vector<Buffer> blocks_;
   size_t block_ = 0, used_ = 0;  // position: block number and bytes used of it
-  size_t high_water_ = 0;        // most bytes ever taken at once, with the unused tails of full blocks
+  size_t high_water_ = 0;  // most bytes ever taken at once, with the unused tails of full blocks
   int depth_ = 0;
   int64_t block_allocations_ = 0;
 };

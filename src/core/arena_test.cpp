@@ -36,7 +36,8 @@ TEST(Arena, SteadyRoundsAllocateNothing) {
   const int64_t before = arena.block_allocations();
   for (int i = 0; i < 20; ++i) round();
   EXPECT_EQ(arena.block_allocations(), before);
-  EXPECT_LE(arena.capacity(), size_t{16} << 20);  // 10 MiB needed, and the tails of the first round's blocks
+  EXPECT_LE(arena.capacity(),
+            size_t{16} << 20);  // 10 MiB needed, and the tails of the first round's blocks
 }
 
 TEST(OwnedTensor, StartsAtZero) {

@@ -1,6 +1,7 @@
-// Context: everything an op needs besides its arguments. The engine (which implementation runs), how many threads it may use,
-// scratch memory, and the engine's own state (cached primitives; on a GPU its stream). One thread uses a Context at a time; on
-// the CPU that thread is the one that enters OpenMP.
+// Context: everything an op needs besides its arguments. The engine (which implementation runs),
+// how many threads it may use, scratch memory, and the engine's own state (cached primitives; on a
+// GPU its stream). One thread uses a Context at a time; on the CPU that thread is the one that
+// enters OpenMP.
 #pragma once
 
 #include <memory>
@@ -20,7 +21,8 @@ class Context {
   int threads() const { return threads_; }
   Arena& workspace() { return workspace_; }
 
-  // Linear algebra whose result for a row does not depend on how many rows there are (docs/numerics.md); slower.
+  // Linear algebra whose result for a row does not depend on how many rows there are
+  // (docs/numerics.md); slower.
   bool batch_invariant = false;
 
   // Made by the engine on first use, owned here.

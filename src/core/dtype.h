@@ -72,7 +72,8 @@ struct TypeTag {
   using type = T;
 };
 
-// Binds a runtime dtype to a C++ type: f(TypeTag<float>{}) or f(TypeTag<bf16>{}). The engines compute in these two.
+// Binds a runtime dtype to a C++ type: f(TypeTag<float>{}) or f(TypeTag<bf16>{}). The engines
+// compute in these two.
 template <class F>
 decltype(auto) dispatch_f32_bf16(DType dtype, F&& f) {
   if (dtype == DType::f32) return f(TypeTag<float>{});

@@ -10,8 +10,8 @@ namespace {
 
 TEST(Bf16, RoundsToNearestEven) {
   EXPECT_EQ(float(bf16(1.0f)), 1.0f);
-  EXPECT_EQ(float(bf16(1.0f + 0x1p-8f)), 1.0f);                       // tie, to even
-  EXPECT_EQ(float(bf16(1.0f + 3 * 0x1p-8f)), 1.0f + 4 * 0x1p-8f);     // tie, to even
+  EXPECT_EQ(float(bf16(1.0f + 0x1p-8f)), 1.0f);                    // tie, to even
+  EXPECT_EQ(float(bf16(1.0f + 3 * 0x1p-8f)), 1.0f + 4 * 0x1p-8f);  // tie, to even
   EXPECT_EQ(float(bf16(1.0f + 0x1.8p-8f)), 1.0f + 0x1p-7f);
   EXPECT_TRUE(std::isnan(float(bf16(std::nanf("")))));
   EXPECT_TRUE(std::isinf(float(bf16(std::numeric_limits<float>::infinity()))));

@@ -21,8 +21,8 @@ Error::Error(const std::string& what, const std::string& where, const std::strin
       got_(got) {}
 
 void check_failed(const char* condition, const char* file, int line, const std::string& message) {
-  throw CheckFailure(std::string(file) + ":" + std::to_string(line) + ": check failed: " + condition +
-                     (message.empty() ? "" : " (" + message + ")"));
+  throw CheckFailure(std::string(file) + ":" + std::to_string(line) + ": check failed: " +
+                     condition + (message.empty() ? "" : " (" + message + ")"));
 }
 
 }  // namespace krait

@@ -1,5 +1,6 @@
-// Errors. `Error` is for the world outside (files, flags, requests): one line that says what went wrong, where, what was
-// expected and what was found. `KRAIT_CHECK` guards our own invariants; it is on in release builds.
+// Errors. `Error` is for the world outside (files, flags, requests): one line that says what went
+// wrong, where, what was expected and what was found. `KRAIT_CHECK` guards our own invariants; it
+// is on in release builds.
 #pragma once
 
 #include <stdexcept>

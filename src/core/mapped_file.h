@@ -10,7 +10,8 @@ namespace krait {
 class MappedFile {
  public:
   MappedFile() = default;
-  explicit MappedFile(const std::filesystem::path& path);  // throws Error: missing, unreadable, not a regular file
+  explicit MappedFile(
+      const std::filesystem::path& path);  // throws Error: missing, unreadable, not a regular file
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
   ~MappedFile();
@@ -26,8 +27,9 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Writes a file so that it is either complete under its name or absent: temporary name in the same folder, fsync, rename,
-// fsync of the folder. Throws Error (a full disk, no permission); the temporary file is removed then.
+// Writes a file so that it is either complete under its name or absent: temporary name in the same
+// folder, fsync, rename, fsync of the folder. Throws Error (a full disk, no permission); the
+// temporary file is removed then.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path);

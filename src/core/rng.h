@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon et al., SC 2011): random numbers as a pure function of (key, counter). A position in the stream is one
-// number, so a checkpoint stores it exactly and any element of a sequence can be computed alone.
+// Philox4x32-10 (Salmon et al., SC 2011): random numbers as a pure function of (key, counter). A
+// position in the stream is one number, so a checkpoint stores it exactly and any element of a
+// sequence can be computed alone.
 #pragma once
 
 #include <array>
@@ -46,7 +47,8 @@ class Rng {
   void refill(uint64_t index) {
     block_index_ = index;
     std::array<uint32_t, 4> c = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
-                                 static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
+                                 static_cast<uint32_t>(stream_),
+                                 static_cast<uint32_t>(stream_ >> 32)};
     uint32_t k0 = static_cast<uint32_t>(key_), k1 = static_cast<uint32_t>(key_ >> 32);
     for (int round = 0; round < 10; ++round) {
       const uint64_t p0 = uint64_t{0xD2511F53} * c[0], p1 = uint64_t{0xCD9E8D57} * c[2];

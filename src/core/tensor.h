@@ -1,5 +1,6 @@
-// Tensor: a view of memory that somebody else owns. Up to four dimensions, any strides. A Tensor of rank 0 means "none": how
-// optional arguments of ops are left out. Views of read-only memory (mapped weights) are only ever passed as inputs.
+// Tensor: a view of memory that somebody else owns. Up to four dimensions, any strides. A Tensor of
+// rank 0 means "none": how optional arguments of ops are left out. Views of read-only memory
+// (mapped weights) are only ever passed as inputs.
 #pragma once
 
 #include <array>
@@ -33,7 +34,8 @@ struct Tensor {
   // Typed access; throws CheckFailure when T is not the element type.
   template <class T>
   T* ptr() const {
-    KRAIT_CHECK(dtype == dtype_of<std::remove_const_t<T>>(), std::string("element type is ") + name_of(dtype));
+    KRAIT_CHECK(dtype == dtype_of<std::remove_const_t<T>>(),
+                std::string("element type is ") + name_of(dtype));
     return static_cast<T*>(data);
   }
   // Start of row i of the first dimension.
