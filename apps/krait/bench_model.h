@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "model/config.h"
 
 namespace krait {

@@ -1,6 +1,6 @@
 #include "krait/language_model.h"
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "generate/generator.h"
 #include "generate/scorer.h"
 #include "model/weights.h"

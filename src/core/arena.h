@@ -1,62 +1,20 @@
-// Memory. `Buffer` owns one aligned block. `Arena` hands out pieces of a few blocks and takes them
-// back all at once (a Scope): after the first round of a repeated computation it holds one block of
-// the right size and allocates no more.
+// Arena: hands out pieces of a few blocks of memory and takes them back all at once (a Scope). After
+// the first round of a repeated computation it holds one block of the right size and allocates no
+// more.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
-#include <memory_resource>
 #include <vector>
 
-#include "core/tensor.h"
+#include "core/memory.h"
 
 namespace krait {
 
-inline constexpr size_t kAlignment = 64;  // one cache line, one AVX-512 vector
-
-// The host's memory, aligned to kAlignment. Large blocks ask the kernel for huge pages.
-std::pmr::memory_resource* host_memory();
-
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(size_t bytes, std::pmr::memory_resource* memory = host_memory());
-  Buffer(Buffer&& other) noexcept { swap(other); }
-  Buffer& operator=(Buffer&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~Buffer();
-
-  void* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  void swap(Buffer& other) noexcept;
-
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-  std::pmr::memory_resource* memory_ = nullptr;
-};
-
-// A tensor together with its memory. Contents start as zero.
-class OwnedTensor {
- public:
-  OwnedTensor() = default;
-  OwnedTensor(DType dtype, std::initializer_list<int64_t> shape);
-  const Tensor& view() const { return view_; }
-  operator const Tensor&() const { return view_; }
-  const Tensor* operator->() const { return &view_; }
-
- private:
-  Buffer buffer_;
-  Tensor view_;
-};
-
 class Arena {
  public:
-  explicit Arena(std::pmr::memory_resource* memory = host_memory()) : memory_(memory) {}
+  explicit Arena(Memory& memory = host_memory()) : memory_(memory) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
@@ -90,7 +48,7 @@ class Arena {
  private:
   void release(size_t block, size_t used);
 
-  std::pmr::memory_resource* memory_;
+  Memory& memory_;
   std::vector<Buffer> blocks_;
   size_t block_ = 0, used_ = 0;  // position: block number and bytes used of it
   size_t high_water_ = 0;  // most bytes ever taken at once, with the unused tails of full blocks

@@ -1,10 +1,10 @@
 #include "model/language_model.h"
 
-#include <cstring>
 #include <string>
 
 #include "model/mamba_block.h"
 #include "ops/cross_entropy.h"
+#include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
@@ -53,7 +53,7 @@ void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState*
   const Arena::Scope scope(arena);
   const Tensor residual = arena.tensor(residual_dtype(w), {tokens, c.d_model});
   const Tensor m = arena.tensor(w.dtype, {tokens, c.d_model});
-  const BlockActivations a = allocate_activations(arena, c, w.dtype, tokens, false);
+  const BlockActivations a = allocate_activations(ctx, c, w.dtype, tokens, false);
   embedding_fwd(ctx, {.tokens = input.tokens, .weight = w.parameters.embedding, .y = residual});
   const auto norm = [&](const Tensor& weight, const Tensor& x, const Tensor& y) {
     rms_norm_fwd(ctx, {.x = x,
@@ -115,7 +115,7 @@ class TrainingStep {
   Tensor keep(const Tensor& t) {
     Tensor copy = t;
     copy.data = arena_.allocate(t.bytes());
-    std::memcpy(copy.data, t.data, t.bytes());
+    copy_elements(ctx_, t, copy);
     return copy;
   }
 
@@ -131,7 +131,7 @@ class TrainingStep {
     embedding_fwd(ctx_, embedding());
     for (int64_t layer = 0; layer < c.n_layer; ++layer) {
       const size_t i = static_cast<size_t>(layer);
-      saved_[i].a = allocate_activations(arena_, c, w_.dtype, tokens(), true);
+      saved_[i].a = allocate_activations(ctx_, c, w_.dtype, tokens(), true);
       rms_norm_fwd(ctx_, norm_op(i, saved_[i].a.n));
       const BlockArguments block = block_of(w_, layer, batch_.input, batch_.state);
       if (batch_.state) {
@@ -152,7 +152,7 @@ class TrainingStep {
         {.x = hidden_, .weight = w_.parameters.head(), .targets = batch_.targets, .loss = loss},
         {.scale = batch_.loss_scale, .dx = dhidden, .dweight = dweight});
     dresidual_ = activation(residual_dtype(w_));
-    std::memset(dresidual_.data, 0, dresidual_.bytes());
+    fill_zero(ctx_, dresidual_);
     dm_ = dresidual_.dtype == w_.dtype ? dresidual_ : activation(w_.dtype);
     dn_ = dhidden;
     norm_backward(saved_.size() - 1, gradients_.norm_f);

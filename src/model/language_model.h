@@ -3,7 +3,7 @@
 // ctx.workspace(): a steady loop allocates nothing.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "model/decode_state.h"
 #include "model/weights.h"
 

@@ -1,9 +1,7 @@
 #include "model/mamba_block.h"
 
-#include <cstring>
-
-#include "model/elementwise.h"
 #include "ops/causal_conv1d.h"
+#include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "ops/selective_scan.h"
 
@@ -43,6 +41,13 @@ Tensor z_half(const Tensor& xz) { return columns(xz, xz.shape[1] / 2, xz.shape[1
 
 Tensor constant_rows(const Tensor& vector, int64_t tokens) {
   return broadcast_rows(vector.reshape({1, vector.shape[0]}), tokens);
+}
+
+// vector (width) += the sum of all rows of x (tokens, 1, width): the gradient of a row that every
+// token shares, which is the bias of a linear layer.
+void sum_rows(Context& ctx, const Tensor& x, const Tensor& vector) {
+  const Tensor dy = x.reshape({x.shape[0], x.shape[2]});
+  linear_bwd(ctx, {}, {.dy = dy, .dx = {}, .dweight = {}, .dbias = vector});
 }
 
 CausalConv1d conv_op(const BlockArguments& block, const BlockActivations& a) {
@@ -90,8 +95,9 @@ void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, c
 
 }  // namespace
 
-BlockActivations allocate_activations(Arena& arena, const Config& c, DType dtype, int64_t tokens,
+BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype, int64_t tokens,
                                       bool keep) {
+  Arena& arena = ctx.workspace();
   BlockActivations a;
   a.n = arena.tensor(dtype, {tokens, c.d_model});
   a.xz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
@@ -101,7 +107,7 @@ BlockActivations allocate_activations(Arena& arena, const Config& c, DType dtype
     a.dt = arena.tensor(dtype, {tokens, c.d_inner});
   } else {
     const Tensor zero = arena.tensor(dtype, {c.d_inner});
-    std::memset(zero.data, 0, zero.bytes());
+    fill_zero(ctx, zero);
     a.dt = broadcast_rows(zero, tokens);
   }
   if (keep) {
@@ -145,7 +151,7 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
   const auto per_token = [&] { return arena.tensor(dtype, {tokens, 1, c.d_state}); };
   const Tensor dB = d.B ? d.B : per_token(), dC = d.C ? d.C : per_token();
   const Tensor dA = arena.tensor(block.A.dtype, {c.d_inner, c.d_state});
-  std::memset(dA.data, 0, dA.bytes());
+  fill_zero(ctx, dA);
   selective_scan_bwd(ctx, scan_op(block, a),
                      {.dy = dy,
                       .du = du,
@@ -157,7 +163,7 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
                       .ddt_bias = dp.dt_proj_bias,
                       .dz = z_half(dxz),
                       .dstate = g.dssm});
-  add_product(ctx.threads(), dA, block.A, dp.A_log);  // A = -exp(A_log): dA/dA_log = A
+  add_product(ctx, dA, block.A, dp.A_log);  // A = -exp(A_log): dA/dA_log = A
   if (!d.B) sum_rows(ctx, dB, dp.B_const);
   if (!d.C) sum_rows(ctx, dC, dp.C_const);
 
@@ -165,10 +171,8 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
     linear_bwd(ctx, {.x = Projections(c, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = {}},
                {.dy = ddt, .dx = d.dt, .dweight = dp.dt_proj, .dbias = {}});
   if (a.x_dbl) {
-    const Tensor du_projected = dy;  // the scan's backward pass is done with dy
     linear_bwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = {}},
-               {.dy = dx_dbl, .dx = du_projected, .dweight = dp.x_proj, .dbias = {}});
-    add_to(ctx.threads(), du_projected, du);
+               {.dy = dx_dbl, .dx = du, .dweight = dp.x_proj, .dbias = {}, .add_dx = true});
   }
   causal_conv1d_bwd(ctx, conv_op(block, a),
                     {.dy = du,

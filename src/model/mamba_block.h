@@ -4,7 +4,7 @@
 // and its backward pass. Internal to model/.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "model/weights.h"
 
 namespace krait {
@@ -34,7 +34,7 @@ struct BlockActivations {
 
 // keep: y gets memory of its own and `saved` is there, as block_backward needs; else y takes the
 // place of x in xz.
-BlockActivations allocate_activations(Arena& arena, const Config& config, DType dtype,
+BlockActivations allocate_activations(Context& ctx, const Config& config, DType dtype,
                                       int64_t tokens, bool keep);
 
 // m: (tokens, d_model) T, written. The state, where there is one, is advanced.

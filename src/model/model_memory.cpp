@@ -1,7 +1,6 @@
 #include "model/model_memory.h"
 
-#include "core/threads.h"
-#include "model/elementwise.h"
+#include <cmath>
 
 namespace krait {
 
@@ -31,10 +30,17 @@ Tensor allocate_parameter(Model& model, const ParameterInfo& info, DType dtype) 
 
 void compute_A(Model& model) {
   const Config& c = model.config();
-  for (int64_t layer = 0; layer < c.n_layer; ++layer)
-    negative_exp(available_cores(),
-                 model.weights.parameters.layers[static_cast<size_t>(layer)].A_log,
-                 model.weights.A.slice(0, layer, layer + 1).reshape({c.d_inner, c.d_state}));
+  const int64_t layer_size = c.d_inner * c.d_state;
+  dispatch_float(model.weights.A.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t layer = 0; layer < c.n_layer; ++layer) {
+      const T* A_log =
+          model.weights.parameters.layers[static_cast<size_t>(layer)].A_log.template ptr<T>();
+      T* A = model.weights.A.row<T>(layer);
+      for (int64_t i = 0; i < layer_size; ++i)
+        A[i] = static_cast<T>(-std::exp(static_cast<double>(A_log[i])));
+    }
+  });
 }
 
 }  // namespace krait

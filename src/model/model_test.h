@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "formats/tensor_file.h"
-#include "model/elementwise.h"
+#include "core/convert.h"
 #include "model/init.h"
 #include "model/language_model.h"
 #include "ops/engine.h"
@@ -87,7 +87,7 @@ inline TrainableModel trainable(Context& ctx, const Config& config, const Parame
                                 DType dtype) {
   TrainableModel model(config, dtype);
   for (const ParameterInfo& p : parameter_table(config))
-    convert(1, p.of(from), p.of(model.masters().parameters()));
+    convert_on_host(1, p.of(from), p.of(model.masters().parameters()));
   model.refresh(ctx);
   return model;
 }

@@ -1,7 +1,6 @@
 #include "model/parameters.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace krait {
 namespace {
@@ -112,7 +111,7 @@ std::vector<ParameterCount> parameter_counts(const Config& config) {
   return counts;
 }
 
-ParameterStore::ParameterStore(const Config& config, DType dtype)
+ParameterStore::ParameterStore(const Config& config, DType dtype, Memory& memory)
     : parameters_(empty_parameters(config)) {
   KRAIT_CHECK(dtype == DType::f32 || dtype == DType::f64);
   const std::vector<ParameterInfo> table = parameter_table(config);
@@ -126,13 +125,11 @@ ParameterStore::ParameterStore(const Config& config, DType dtype)
     }
     if (decay) decayed_ = size;
   }
-  buffer_ = OwnedTensor(dtype, {size});
+  buffer_ = OwnedTensor(dtype, {size}, memory);
   char* const base = static_cast<char*>(buffer_->data);
   for (size_t i = 0; i < table.size(); ++i)
     table[i].of(parameters_) =
         table[i].view(base + offsets[i] * static_cast<int64_t>(size_of(dtype)), dtype);
 }
-
-void ParameterStore::zero() { std::memset(buffer_->data, 0, buffer_->bytes()); }
 
 }  // namespace krait

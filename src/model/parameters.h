@@ -80,14 +80,16 @@ std::vector<ParameterCount> parameter_counts(
 // configurations have equal layouts.
 class ParameterStore {
  public:
-  explicit ParameterStore(const Config& config,
-                          DType dtype = DType::f32);  // f32, or f64 for the reference; zero
+  // dtype: f32, or f64 for the reference. Starts as zero.
+  explicit ParameterStore(const Config& config, DType dtype = DType::f32,
+                          Memory& memory = host_memory());
 
   const Tensor& flat() const { return buffer_.view(); }  // (size), gaps included
   Tensor decayed() const { return flat().slice(0, 0, decayed_); }
   Tensor undecayed() const { return flat().slice(0, decayed_, flat().size()); }
   const Parameters& parameters() const { return parameters_; }  // views into the buffer
-  void zero();
+  OwnedTensor& buffer() { return buffer_; }
+  const OwnedTensor& buffer() const { return buffer_; }
 
  private:
   OwnedTensor buffer_;

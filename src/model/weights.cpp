@@ -12,7 +12,8 @@
 #include "formats/safetensors.h"
 #include "formats/tensor_file.h"
 #include "formats/torch_zip.h"
-#include "model/elementwise.h"
+#include "core/convert.h"
+#include "core/threads.h"
 #include "model/model_memory.h"
 
 namespace krait {
@@ -118,11 +119,11 @@ Tensor load_parameter(Model& model, const ParameterInfo& info, const Tensor& in_
   }
   const Tensor t = allocate_parameter(model, info, dtype);
   if (aligned(in_file)) {
-    convert(available_cores(), info.view(in_file.data, in_file.dtype), t);
+    convert_on_host(available_cores(), info.view(in_file.data, in_file.dtype), t);
   } else {
     const Buffer copy(in_file.bytes());
     std::memcpy(copy.data(), in_file.data, in_file.bytes());
-    convert(available_cores(), info.view(copy.data(), in_file.dtype), t);
+    convert_on_host(available_cores(), info.view(copy.data(), in_file.dtype), t);
   }
   return t;
 }
@@ -197,7 +198,7 @@ void save_model(const fs::path& folder, const Config& config, const Parameters& 
       if (stored == DType::f16 && t.dtype != DType::f64) check_f16_range(t, info.name);
       converted.emplace_back(static_cast<size_t>(info.size()) * size_of(stored));
       const Tensor copy = info.view(converted.back().data(), stored);
-      convert(available_cores(), t, copy);
+      convert_on_host(available_cores(), t, copy);
       t = copy;
     }
     if (info.file_shape.size() == 3)

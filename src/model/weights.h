@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "model/parameters.h"
 
 namespace krait {
@@ -53,8 +53,8 @@ void save_model(const std::filesystem::path& folder, const Config& config,
 class TrainableModel {
  public:
   // dtype: of the activations and matrices, f32 or bf16; f64: masters and all else in double, for
-  // the reference engine.
-  TrainableModel(const Config& config, DType dtype);
+  // the reference engine. memory: the engine's.
+  TrainableModel(const Config& config, DType dtype, Memory& memory = host_memory());
 
   const Config& config() const { return weights_.config; }
   ParameterStore& masters() { return masters_; }

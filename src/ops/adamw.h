@@ -6,7 +6,7 @@
 
 #include <span>
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "ops/cost.h"
 
 namespace krait {

@@ -4,7 +4,7 @@
 // Inputs before a sequence's start come from its state, or are zero.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "ops/cost.h"
 
 namespace krait {

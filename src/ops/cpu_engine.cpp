@@ -3,7 +3,9 @@
 namespace krait {
 
 const Engine& cpu_engine() {
-  static const Engine engine = KRAIT_ENGINE_TABLE(cpu);
+  static const Engine engine =
+      KRAIT_ENGINE_TABLE(cpu, .memory = host_memory, .transfer_memory = host_memory,
+                         .synchronize = [](Context&) {}, .record = nullptr, .replay = nullptr);
   return engine;
 }
 

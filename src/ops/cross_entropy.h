@@ -3,7 +3,7 @@
 //   loss_t = log sum_v exp(logit_tv) - logit_t[target_t]          natural log; 0 where target_t < 0
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "ops/cost.h"
 
 namespace krait {

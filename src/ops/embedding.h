@@ -2,7 +2,7 @@
 // dy_t, in order of t.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "ops/cost.h"
 
 namespace krait {

@@ -3,9 +3,13 @@
 // knows which one runs.
 #pragma once
 
+#include <functional>
+#include <memory>
+
 #include "ops/adamw.h"
 #include "ops/causal_conv1d.h"
 #include "ops/cross_entropy.h"
+#include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
@@ -15,6 +19,16 @@ namespace krait {
 
 struct Engine {
   const char* name;
+  Memory& (*memory)();           // where the tensors of its ops live
+  Memory& (*transfer_memory)();  // of the host, and within the engine's reach: transfers to and from
+                                 // it need not wait for the host
+
+  // Ops may return before their work is done; this waits for all of it.
+  void (*synchronize)(Context&);
+  // Runs body and gives the work that it queued as a recording, which has not been done yet; replay
+  // queues it as a whole. Null where the engine does not record.
+  std::shared_ptr<void> (*record)(Context&, const std::function<void()>& body);
+  void (*replay)(Context&, const std::shared_ptr<void>& recording);
 
   void (*embedding_fwd)(Context&, const Embedding&);
   void (*embedding_bwd)(Context&, const Embedding&, const EmbeddingGrad&);
@@ -32,6 +46,11 @@ struct Engine {
   void (*cross_entropy_bwd)(Context&, const CrossEntropy&, const CrossEntropyGrad&);
   void (*adamw)(Context&, const AdamW&);
   void (*global_norm)(Context&, const GlobalNorm&);
+  void (*fill_zero)(Context&, const Tensor&);
+  void (*copy_elements)(Context&, const Tensor&, const Tensor&);
+  void (*round_elements)(Context&, const Tensor&, const Tensor&);
+  void (*negative_exp)(Context&, const Tensor&, const Tensor&);
+  void (*add_product)(Context&, const Tensor&, const Tensor&, const Tensor&);
 };
 
 // The specification: scalar code in the inputs' precision or, with f64 tensors, wholly in double.
@@ -41,7 +60,7 @@ const Engine& reference_engine();
 // OpenMP.
 const Engine& cpu_engine();
 
-// The implementations, listed by reference_engine.cpp and cpu_engine.cpp and used by nobody else.
+// The implementations, listed by the files that define an engine and used by nobody else.
 #define KRAIT_DECLARE_ENGINE_OPS                                                     \
   void embedding_fwd(Context&, const Embedding&);                                    \
   void embedding_bwd(Context&, const Embedding&, const EmbeddingGrad&);              \
@@ -58,13 +77,24 @@ const Engine& cpu_engine();
   void cross_entropy_fwd(Context&, const CrossEntropy&);                             \
   void cross_entropy_bwd(Context&, const CrossEntropy&, const CrossEntropyGrad&);    \
   void adamw(Context&, const AdamW&);                                                \
-  void global_norm(Context&, const GlobalNorm&);
+  void global_norm(Context&, const GlobalNorm&);                                     \
+  void fill_zero(Context&, const Tensor&);                                           \
+  void copy_elements(Context&, const Tensor&, const Tensor&);                        \
+  void round_elements(Context&, const Tensor&, const Tensor&);                       \
+  void negative_exp(Context&, const Tensor&, const Tensor&);                         \
+  void add_product(Context&, const Tensor&, const Tensor&, const Tensor&);
 
 namespace reference {
 KRAIT_DECLARE_ENGINE_OPS
 }
 namespace cpu {
 KRAIT_DECLARE_ENGINE_OPS
+}
+namespace cuda {  // in a module of its own: cuda_engine.h
+KRAIT_DECLARE_ENGINE_OPS
+void synchronize(Context&);
+std::shared_ptr<void> record(Context&, const std::function<void()>&);
+void replay(Context&, const std::shared_ptr<void>&);
 }
 #undef KRAIT_DECLARE_ENGINE_OPS
 

@@ -1,7 +1,7 @@
 // How many exponentials this CPU gives: the floor of the selective scan.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 
 namespace krait {
 

@@ -2,7 +2,7 @@
 // dy_t. The rows of x, y, dy and dx may be strided; weight is contiguous.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "ops/cost.h"
 
 namespace krait {
@@ -19,6 +19,7 @@ struct LinearGrad {
   Tensor dx;       // (tokens, in_features)        T; none: not wanted
   Tensor dweight;  // (out_features, in_features)  f32, added to; none: not wanted
   Tensor dbias;    // (out_features)               f32, added to; none: not wanted
+  bool add_dx = false;  // dx is added to (the sum rounded once to T), instead of written
 };
 
 Cost linear_cost(const Linear&);

@@ -68,6 +68,34 @@ namespace {
 // registers where oneDNN needs them widened in memory.
 int64_t matvec_tokens(DType dtype) { return dtype == DType::bf16 && !native_bf16() ? 16 : 4; }
 
+constexpr int64_t kAddRows = 256;  // bounds the workspace of a sum that is rounded to bf16
+
+void linear_dx(Context& ctx, const Linear& op, const LinearGrad& grad) {
+  const Tensor& dx = grad.dx;
+  if (!grad.add_dx || dx.dtype == DType::f32)
+    return matmul(ctx, {.a = grad.dy,
+                        .b = op.weight,
+                        .bias = {},
+                        .c = dx,
+                        .accumulate = grad.add_dx});
+  const Arena::Scope scope(ctx.workspace());
+  const Tensor sum = ctx.workspace().tensor(DType::f32, {kAddRows, dx.shape[1]});
+  for (int64_t begin = 0; begin < dx.shape[0]; begin += kAddRows) {
+    const int64_t rows = std::min(kAddRows, dx.shape[0] - begin);
+    matmul(ctx, {.a = grad.dy.slice(0, begin, begin + rows),
+                 .b = op.weight,
+                 .bias = {},
+                 .c = sum.slice(0, 0, rows)});
+    parallel_ranges(ctx.threads(), rows, 16, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const float* from = sum.row<float>(i);
+        bf16* to = dx.row<bf16>(begin + i);
+        for (int64_t j = 0; j < dx.shape[1]; ++j) to[j] = bf16(static_cast<float>(to[j]) + from[j]);
+      }
+    });
+  }
+}
+
 }  // namespace
 
 void linear_fwd(Context& ctx, const Linear& op) {
@@ -79,7 +107,7 @@ void linear_fwd(Context& ctx, const Linear& op) {
 
 void linear_bwd(Context& ctx, const Linear& op, const LinearGrad& grad) {
   if (grad.dy.shape[0] == 0) return;
-  if (grad.dx) matmul(ctx, {.a = grad.dy, .b = op.weight, .bias = {}, .c = grad.dx});
+  if (grad.dx) linear_dx(ctx, op, grad);
   if (grad.dweight)
     matmul(
         ctx,

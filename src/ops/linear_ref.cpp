@@ -22,7 +22,7 @@ void bwd(const Linear& op, const LinearGrad& grad) {
   if (grad.dx)
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = 0; i < grad.dx.shape[1]; ++i) {
-        double sum = 0;
+        double sum = grad.add_dx ? static_cast<double>(grad.dx.row<T>(t)[i]) : 0.0;
         for (int64_t o = 0; o < out_features; ++o) sum += dy(t, o) * op.weight.row<T>(o)[i];
         grad.dx.row<T>(t)[i] = static_cast<T>(sum);
       }

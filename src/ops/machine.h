@@ -1,7 +1,7 @@
 // What this machine can do at best, measured: the floors that benchmarks print beside their times.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 
 namespace krait {
 

@@ -1,7 +1,7 @@
 // Matrix products by oneDNN. Its primitives (compiled code for one shape) are kept in the Context.
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 
 namespace krait::cpu {
 

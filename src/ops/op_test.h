@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/arena.h"
-#include "core/context.h"
+#include "ops/context.h"
 #include "core/rng.h"
 #include "core/tensor.h"
 #include "ops/engine.h"

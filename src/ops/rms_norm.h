@@ -2,7 +2,7 @@
 //   r = residual_in + x,   rstd = 1 / sqrt(mean(r^2) + eps),   y = r rstd weight
 #pragma once
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "ops/cost.h"
 
 namespace krait {

@@ -77,7 +77,7 @@ void Learner::update(const AdamWSettings& settings, double lr, int64_t step) {
     op.weight_decay = decay ? static_cast<float>(settings.weight_decay) : 0.0f;
     adamw(context_, op);
   }
-  gradients_.zero();
+  gradients_.buffer().zero();
   masters_changed();
 }
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/context.h"
+#include "ops/context.h"
 #include "model/language_model.h"
 #include "train/checkpoint.h"
 #include "train/dataset.h"

@@ -57,12 +57,15 @@ struct Toy {
   fs::path out(const std::string& name) const { return folder.path() / name; }
 };
 
-// Runs until the end or until `stop_at` steps are done.
+// Runs until the end or until `stop_at` steps are done; each step takes `pause` longer than it must.
 TrainResult train(const RunConfig& config, const fs::path& out, const std::string& resume = "",
-                  int64_t stop_at = -1) {
+                  int64_t stop_at = -1, std::chrono::milliseconds pause = {}) {
   std::atomic<bool> stop{false};
   TrainerEvents events;
-  events.step = [&](const StepMetrics& m) { stop = m.step == stop_at; };
+  events.step = [&](const StepMetrics& m) {
+    stop = m.step == stop_at;
+    std::this_thread::sleep_for(pause);
+  };
   Trainer trainer(config, out, resume, events);
   return trainer.run(stop);
 }
@@ -288,7 +291,8 @@ TEST(Checkpoint, SurvivesBeingKilled) {
   for (int attempt = 0; attempt < 12; ++attempt) {
     const pid_t child = ::fork();
     if (child == 0) {
-      train(config, out, "auto");
+      // The first attempt cannot be over when it is killed, on any machine.
+      train(config, out, "auto", -1, std::chrono::milliseconds(2));
       ::_exit(0);
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(5 + rng.below(120)));

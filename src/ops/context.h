@@ -10,7 +10,7 @@
 
 namespace krait {
 
-struct Engine;  // ops/engine.h
+struct Engine;  // engine.h
 
 class Context {
  public:
@@ -19,6 +19,7 @@ class Context {
 
   const Engine& engine() const { return *engine_; }
   int threads() const { return threads_; }
+  Memory& memory() const;  // where the engine's tensors live
   Arena& workspace() { return workspace_; }
 
   // Linear algebra whose result for a row does not depend on how many rows there are
@@ -35,8 +36,8 @@ class Context {
  private:
   const Engine* engine_;
   int threads_;
-  Arena workspace_;
   std::shared_ptr<void> engine_state_;
+  Arena workspace_;
 };
 
 }  // namespace krait

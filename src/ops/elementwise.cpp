@@ -1,0 +1,49 @@
+#include "ops/elementwise.h"
+
+#include "ops/check.h"
+#include "ops/engine.h"
+
+namespace krait {
+namespace {
+
+void check_pair(const Tensor& a, const Tensor& b) {
+  KRAIT_CHECK(a.contiguous() && b.contiguous() && a.size() == b.size(),
+              shape_string(a) + " and " + shape_string(b));
+}
+
+void check_full(const Tensor& a, const Tensor& b) {
+  check_pair(a, b);
+  KRAIT_CHECK(a.dtype == b.dtype && a.dtype == full_precision(a));
+}
+
+}  // namespace
+
+void fill_zero(Context& ctx, const Tensor& x) {
+  KRAIT_CHECK(x.contiguous());
+  if (x.size() > 0) ctx.engine().fill_zero(ctx, x);
+}
+
+void copy_elements(Context& ctx, const Tensor& from, const Tensor& to) {
+  check_pair(from, to);
+  KRAIT_CHECK(from.dtype == to.dtype);
+  if (to.size() > 0) ctx.engine().copy_elements(ctx, from, to);
+}
+
+void round_elements(Context& ctx, const Tensor& from, const Tensor& to) {
+  check_pair(from, to);
+  KRAIT_CHECK(from.dtype == DType::f32 && to.dtype == DType::bf16);
+  if (to.size() > 0) ctx.engine().round_elements(ctx, from, to);
+}
+
+void negative_exp(Context& ctx, const Tensor& A_log, const Tensor& A) {
+  check_full(A_log, A);
+  if (A.size() > 0) ctx.engine().negative_exp(ctx, A_log, A);
+}
+
+void add_product(Context& ctx, const Tensor& x, const Tensor& y, const Tensor& sum) {
+  check_full(x, y);
+  check_full(x, sum);
+  if (sum.size() > 0) ctx.engine().add_product(ctx, x, y, sum);
+}
+
+}  // namespace krait

@@ -1,0 +1,37 @@
+#include <cmath>
+#include <cstring>
+
+#include "core/convert.h"
+#include "ops/engine.h"
+
+namespace krait::reference {
+
+void fill_zero(Context&, const Tensor& x) { std::memset(x.data, 0, x.bytes()); }
+
+void copy_elements(Context&, const Tensor& from, const Tensor& to) {
+  std::memcpy(to.data, from.data, to.bytes());
+}
+
+void round_elements(Context&, const Tensor& from, const Tensor& to) {
+  convert_on_host(1, from, to);
+}
+
+void negative_exp(Context&, const Tensor& A_log, const Tensor& A) {
+  dispatch_float(A.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t i = 0; i < A.size(); ++i)
+      A.ptr<T>()[i] = static_cast<T>(-std::exp(static_cast<double>(A_log.ptr<T>()[i])));
+  });
+}
+
+void add_product(Context&, const Tensor& x, const Tensor& y, const Tensor& sum) {
+  dispatch_float(sum.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t i = 0; i < sum.size(); ++i)
+      sum.ptr<T>()[i] = static_cast<T>(static_cast<double>(sum.ptr<T>()[i]) +
+                                       static_cast<double>(x.ptr<T>()[i]) *
+                                           static_cast<double>(y.ptr<T>()[i]));
+  });
+}
+
+}  // namespace krait::reference
