@@ -1,6 +1,6 @@
-// Arena: hands out pieces of a few blocks of memory and takes them back all at once (a Scope). After
-// the first round of a repeated computation it holds one block of the right size and allocates no
-// more.
+// Arena: hands out pieces of a few blocks of memory and takes them back all at once (a Scope).
+// After the first round of a repeated computation it holds one block of the right size and
+// allocates no more.
 #pragma once
 
 #include <cstddef>

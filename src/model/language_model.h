@@ -3,9 +3,9 @@
 // ctx.workspace(): a steady loop allocates nothing.
 #pragma once
 
-#include "ops/context.h"
 #include "model/decode_state.h"
 #include "model/weights.h"
+#include "ops/context.h"
 
 namespace krait {
 

@@ -113,7 +113,7 @@ BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype
   if (keep) {
     a.y = arena.tensor(dtype, {tokens, c.d_inner});
     const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
-    a.saved = arena.tensor(full, {selective_scan_saved_size(tokens, c.d_inner, c.d_state)});
+    a.saved = arena.tensor(full, {selective_scan_saved_size(ctx, tokens, c.d_inner, c.d_state)});
   } else {
     a.y = x_half(a.xz);  // free once the convolution has read it
   }
@@ -162,7 +162,8 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
                       .dD = dp.D,
                       .ddt_bias = dp.dt_proj_bias,
                       .dz = z_half(dxz),
-                      .dstate = g.dssm});
+                      .dstate = g.dssm,
+                      .y = {}});
   add_product(ctx, dA, block.A, dp.A_log);  // A = -exp(A_log): dA/dA_log = A
   if (!d.B) sum_rows(ctx, dB, dp.B_const);
   if (!d.C) sum_rows(ctx, dC, dp.C_const);

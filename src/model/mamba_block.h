@@ -4,8 +4,8 @@
 // and its backward pass. Internal to model/.
 #pragma once
 
-#include "ops/context.h"
 #include "model/weights.h"
+#include "ops/context.h"
 
 namespace krait {
 

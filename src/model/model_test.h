@@ -8,11 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "ops/context.h"
-#include "formats/tensor_file.h"
 #include "core/convert.h"
+#include "formats/tensor_file.h"
 #include "model/init.h"
 #include "model/language_model.h"
+#include "ops/context.h"
 #include "ops/engine.h"
 #include "ops/op_test.h"
 

@@ -6,14 +6,13 @@
 #include <set>
 #include <string>
 
+#include "core/convert.h"
 #include "core/mapped_file.h"
 #include "core/threads.h"
 #include "formats/json.h"
 #include "formats/safetensors.h"
 #include "formats/tensor_file.h"
 #include "formats/torch_zip.h"
-#include "core/convert.h"
-#include "core/threads.h"
 #include "model/model_memory.h"
 
 namespace krait {

@@ -8,8 +8,8 @@
 #include <optional>
 #include <vector>
 
-#include "ops/context.h"
 #include "model/parameters.h"
+#include "ops/context.h"
 
 namespace krait {
 

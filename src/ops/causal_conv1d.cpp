@@ -34,14 +34,14 @@ Cost causal_conv1d_cost(const CausalConv1d& op) {
 void causal_conv1d_fwd(Context& ctx, const CausalConv1d& op) {
   const Shape s = check_inputs(op);
   check_tensor(op.y, "y", op.x.dtype, {s.tokens, s.d_inner});
-  check_sequences(op.seq_start, op.slot, op.state, s.tokens);
+  check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
   if (s.tokens > 0) ctx.engine().causal_conv1d_fwd(ctx, op);
 }
 
 void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dGrad& grad) {
   const Shape s = check_inputs(op);
   const DType full = full_precision(op.x);
-  check_sequences(op.seq_start, op.slot, op.state, s.tokens);
+  check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
   check_tensor(grad.dy, "dy", op.x.dtype, {s.tokens, s.d_inner});
   check_tensor(grad.dx, "dx", op.x.dtype, {s.tokens, s.d_inner});
   check_tensor(grad.dweight, "dweight", full, {s.d_inner, s.d_conv});
@@ -49,7 +49,7 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
   KRAIT_CHECK(!op.bias == !grad.dbias && grad.dweight.contiguous());
   check_optional(grad.dstate, "dstate", full, {-1, s.d_conv - 1, s.d_inner});
   KRAIT_CHECK(!grad.dstate || grad.dstate.contiguous());
-  check_slots(op.slot, grad.dstate, op.seq_start.shape[0] - 1);
+  check_slots(ctx, op.slot, grad.dstate, op.seq_start.shape[0] - 1);
   if (s.tokens > 0) ctx.engine().causal_conv1d_bwd(ctx, op, grad);
 }
 
@@ -57,7 +57,7 @@ void causal_conv1d_step(Context& ctx, const CausalConv1d& op) {
   const Shape s = check_inputs(op);
   KRAIT_CHECK(op.state && !op.seq_start);
   check_tensor(op.y, "y", op.x.dtype, {s.tokens, s.d_inner});
-  check_slots(op.slot, op.state, s.tokens);
+  check_slots(ctx, op.slot, op.state, s.tokens);
   if (s.tokens > 0) ctx.engine().causal_conv1d_step(ctx, op);
 }
 

@@ -26,13 +26,14 @@ void check_optional(const Tensor& t, const char* name, DType dtype,
   if (t) check_tensor(t, name, dtype, shape);
 }
 
-void check_slots(const Tensor& slot, const Tensor& state, int64_t num_seqs) {
+void check_slots(const Context& ctx, const Tensor& slot, const Tensor& state, int64_t num_seqs) {
   if (!state) return;
   if (!slot) {
     KRAIT_CHECK(num_seqs <= state.shape[0], "more sequences than slots");
     return;
   }
   check_tensor(slot, "slot", DType::i32, {num_seqs});
+  if (!ctx.memory().on_host()) return;
   const int32_t* used = slot.ptr<int32_t>();
   for (int64_t i = 0; i < num_seqs; ++i)
     KRAIT_CHECK(used[i] >= 0 && used[i] < state.shape[0], "slot out of range");
@@ -49,16 +50,17 @@ void check_slots(const Tensor& slot, const Tensor& state, int64_t num_seqs) {
   }
 }
 
-void check_sequences(const Tensor& seq_start, const Tensor& slot, const Tensor& state,
-                     int64_t tokens) {
+void check_sequences(const Context& ctx, const Tensor& seq_start, const Tensor& slot,
+                     const Tensor& state, int64_t tokens) {
   check_tensor(seq_start, "seq_start", DType::i32, {-1});
   const int64_t num_seqs = seq_start.shape[0] - 1;
   KRAIT_CHECK(num_seqs >= 0);
+  if (!ctx.memory().on_host()) return check_slots(ctx, slot, state, num_seqs);
   const int32_t* start = seq_start.ptr<int32_t>();
   KRAIT_CHECK(start[0] == 0 && start[num_seqs] == tokens, "seq_start must run from 0 to tokens");
   for (int64_t i = 0; i < num_seqs; ++i)
     KRAIT_CHECK(start[i] <= start[i + 1], "seq_start decreases");
-  check_slots(slot, state, num_seqs);
+  check_slots(ctx, slot, state, num_seqs);
 }
 
 }  // namespace krait

@@ -2,7 +2,7 @@
 // library pass right shapes; what comes from outside is checked where it enters.
 #pragma once
 
-#include "core/tensor.h"
+#include "ops/context.h"
 
 namespace krait {
 
@@ -14,10 +14,10 @@ void check_optional(const Tensor& t, const char* name, DType dtype,
                     std::initializer_list<int64_t> shape);
 // seq_start runs from 0 to tokens without decreasing; slots are in range and distinct where they
 // are used.
-void check_sequences(const Tensor& seq_start, const Tensor& slot, const Tensor& state,
-                     int64_t tokens);
+void check_sequences(const Context& ctx, const Tensor& seq_start, const Tensor& slot,
+                     const Tensor& state, int64_t tokens);
 // slot (none: i) is in range and distinct for num_seqs sequences.
-void check_slots(const Tensor& slot, const Tensor& state, int64_t num_seqs);
+void check_slots(const Context& ctx, const Tensor& slot, const Tensor& state, int64_t num_seqs);
 
 // f64 when `like` is f64 (the reference engine in double), else f32: the type of what must be kept
 // in full precision.

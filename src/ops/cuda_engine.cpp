@@ -20,7 +20,8 @@ const cuda::Module& load_module() {
   const std::filesystem::path path = library_folder() / "libkrait_cuda.so";
   std::error_code error;
   if (!std::filesystem::exists(path, error))
-    throw Error("built without CUDA", path.string(), "the module of the CUDA engine", "no such file");
+    throw Error("built without CUDA", path.string(), "the module of the CUDA engine",
+                "no such file");
   void* const handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) throw Error("cannot load the CUDA engine", path.string(), "", dlerror());
   const auto entry =

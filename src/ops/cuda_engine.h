@@ -23,8 +23,8 @@ struct GpuInfo {
 // missing.
 std::vector<GpuInfo> list_gpus();
 
-// Computes on GPU 0 (CUDA_VISIBLE_DEVICES chooses which that is). Throws Error as list_gpus does, and
-// where there is no GPU, or one older than compute capability 8.0.
+// Computes on GPU 0 (CUDA_VISIBLE_DEVICES chooses which that is). Throws Error as list_gpus does,
+// and where there is no GPU, or one older than compute capability 8.0.
 const Engine& cuda_engine();
 
 }  // namespace krait

@@ -28,9 +28,9 @@ void add_product(Context&, const Tensor& x, const Tensor& y, const Tensor& sum) 
   dispatch_float(sum.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (int64_t i = 0; i < sum.size(); ++i)
-      sum.ptr<T>()[i] = static_cast<T>(static_cast<double>(sum.ptr<T>()[i]) +
-                                       static_cast<double>(x.ptr<T>()[i]) *
-                                           static_cast<double>(y.ptr<T>()[i]));
+      sum.ptr<T>()[i] =
+          static_cast<T>(static_cast<double>(sum.ptr<T>()[i]) +
+                         static_cast<double>(x.ptr<T>()[i]) * static_cast<double>(y.ptr<T>()[i]));
   });
 }
 

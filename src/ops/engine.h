@@ -20,8 +20,10 @@ namespace krait {
 struct Engine {
   const char* name;
   Memory& (*memory)();           // where the tensors of its ops live
-  Memory& (*transfer_memory)();  // of the host, and within the engine's reach: transfers to and from
-                                 // it need not wait for the host
+  Memory& (*transfer_memory)();  // of the host, and within the engine's reach: transfers to and
+                                 // from it need not wait for the host
+
+  int64_t scan_chunk;  // tokens between the states that selective_scan_fwd saves for _bwd
 
   // Ops may return before their work is done; this waits for all of it.
   void (*synchronize)(Context&);
@@ -95,7 +97,7 @@ KRAIT_DECLARE_ENGINE_OPS
 void synchronize(Context&);
 std::shared_ptr<void> record(Context&, const std::function<void()>&);
 void replay(Context&, const std::shared_ptr<void>&);
-}
+}  // namespace cuda
 #undef KRAIT_DECLARE_ENGINE_OPS
 
 }  // namespace krait

@@ -73,11 +73,8 @@ constexpr int64_t kAddRows = 256;  // bounds the workspace of a sum that is roun
 void linear_dx(Context& ctx, const Linear& op, const LinearGrad& grad) {
   const Tensor& dx = grad.dx;
   if (!grad.add_dx || dx.dtype == DType::f32)
-    return matmul(ctx, {.a = grad.dy,
-                        .b = op.weight,
-                        .bias = {},
-                        .c = dx,
-                        .accumulate = grad.add_dx});
+    return matmul(ctx,
+                  {.a = grad.dy, .b = op.weight, .bias = {}, .c = dx, .accumulate = grad.add_dx});
   const Arena::Scope scope(ctx.workspace());
   const Tensor sum = ctx.workspace().tensor(DType::f32, {kAddRows, dx.shape[1]});
   for (int64_t begin = 0; begin < dx.shape[0]; begin += kAddRows) {

@@ -219,11 +219,12 @@ void Bench::selective_scan() {
                                   .dD = zeros({d}),
                                   .ddt_bias = zeros({d}),
                                   .dz = activations(T, d),
-                                  .dstate = {}};
+                                  .dstate = {},
+                                  .y = {}};
   const std::string shape = dims({s_.num_seqs, T / s_.num_seqs, d, n});
   const Cost cost = selective_scan_cost(op);
   time("selective_scan", "fwd", shape, cost, [&] { selective_scan_fwd(ctx_, op); });
-  op.saved = zeros({selective_scan_saved_size(T, d, n)});
+  op.saved = zeros({selective_scan_saved_size(ctx_, T, d, n)});
   selective_scan_fwd(ctx_, op);
   time("selective_scan", "bwd", shape,
        cost + Cost{.flops = cost.flops, .bytes = 0.75 * cost.bytes, .exps = 0},

@@ -5,8 +5,40 @@
 #include <cstring>
 
 #include "hwy/highway.h"
+#include "ops/cuda_engine.h"
 
 namespace krait::op_test {
+namespace {
+
+// Where TestTensors are made, and how to wait for what may still be writing to them.
+Memory* test_memory = &host_memory();
+Context* pending = nullptr;
+
+void wait() {
+  if (pending) pending->engine().synchronize(*pending);
+}
+
+}  // namespace
+
+void on_cuda(const std::function<void(Context&)>& body) {
+  const Engine* engine = nullptr;
+  try {
+    engine = &cuda_engine();
+  } catch (const Error& e) {
+    GTEST_SKIP() << "no CUDA engine: " << e.what();
+  }
+  Context ctx(*engine, 1);
+  test_memory = &engine->transfer_memory();
+  pending = &ctx;
+  struct Restore {
+    ~Restore() {
+      test_memory = &host_memory();
+      pending = nullptr;
+    }
+  } restore;
+  body(ctx);
+  wait();
+}
 
 TestTensor::TestTensor(DType dtype, std::initializer_list<int64_t> shape, int64_t row_stride)
     : view_(nullptr, dtype, shape) {
@@ -17,14 +49,16 @@ TestTensor::TestTensor(DType dtype, std::initializer_list<int64_t> shape, int64_
   const int64_t rows = view_.rank > 1 ? view_.shape[0] : 1;
   const int64_t row = view_.rank > 1 ? view_.stride[0] : view_.shape[0];
   const size_t bytes = static_cast<size_t>(rows * row) * size_of(dtype);
-  memory_.assign(bytes + 2 * guard_bytes(), std::byte{0xA5});
-  view_.data = memory_.data() + guard_bytes();
-  pristine_ = memory_;
+  pristine_.assign(bytes + 2 * guard_bytes(), std::byte{0xA5});
+  memory_ = Buffer(pristine_.size(), *test_memory);
+  std::memcpy(memory_.data(), pristine_.data(), pristine_.size());
+  view_.data = static_cast<std::byte*>(memory_.data()) + guard_bytes();
   for_each_offset([&](int64_t offset) { set(offset, std::nan("")); });
 }
 
 template <class F>
 void TestTensor::for_each_offset(F&& f) const {
+  wait();
   const auto& n = view_.shape;
   const auto& s = view_.stride;
   const auto extent = [&](size_t d) {
@@ -77,7 +111,9 @@ void TestTensor::set(int64_t offset, double value) {
 }
 
 bool TestTensor::guards_intact() const {
-  std::vector<std::byte> now = memory_;
+  wait();
+  const std::byte* bytes = static_cast<const std::byte*>(memory_.data());
+  std::vector<std::byte> now(bytes, bytes + memory_.bytes());
   const size_t width = size_of(view_.dtype);
   for_each_offset([&](int64_t offset) {
     std::memset(now.data() + guard_bytes() + static_cast<size_t>(offset) * width, 0xA5, width);
@@ -107,6 +143,7 @@ TestTensor& TestTensor::copy(const Tensor& other) { return values(op_test::to_do
 std::vector<double> TestTensor::to_double() const { return op_test::to_double(view_); }
 
 std::vector<double> to_double(const Tensor& t) {
+  wait();
   std::vector<double> out;
   out.reserve(static_cast<size_t>(t.size()));
   const auto extent = [&](size_t d) {

@@ -9,12 +9,17 @@
 #include <vector>
 
 #include "core/arena.h"
-#include "ops/context.h"
 #include "core/rng.h"
 #include "core/tensor.h"
+#include "ops/context.h"
 #include "ops/engine.h"
 
 namespace krait::op_test {
+
+// Runs body with the CUDA engine, or skips the test where there is none and says why. TestTensors
+// made in the body live in memory that host and GPU both reach; reading or writing one waits for
+// the GPU.
+void on_cuda(const std::function<void(Context&)>& body);
 
 // Owns its memory: rows of `row_stride` elements (>= the width), guard words in front, behind and
 // in the gaps between rows.
@@ -36,7 +41,8 @@ class TestTensor {
 
  private:
   size_t guard_bytes() const { return 64; }
-  std::vector<std::byte> memory_, pristine_;
+  Buffer memory_;
+  std::vector<std::byte> pristine_;
   Tensor view_;
   void fill_guards();
   template <class F>

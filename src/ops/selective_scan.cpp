@@ -29,9 +29,9 @@ Shape check_inputs(const SelectiveScan& op) {
   return s;
 }
 
-void check_saved(const SelectiveScan& op, const Shape& s) {
+void check_saved(const Context& ctx, const SelectiveScan& op, const Shape& s) {
   check_optional(op.saved, "saved", full_precision(op.u),
-                 {selective_scan_saved_size(s.tokens, s.d_inner, s.d_state)});
+                 {selective_scan_saved_size(ctx, s.tokens, s.d_inner, s.d_state)});
 }
 
 }  // namespace
@@ -47,25 +47,26 @@ Cost selective_scan_cost(const SelectiveScan& op) {
           .exps = elements * d_state};
 }
 
-// A sequence's first chunk starts from `state`; every later chunk starts kScanChunk tokens or more
+// A sequence's first chunk starts from `state`; every later chunk starts scan_chunk tokens or more
 // after the one before.
-int64_t selective_scan_saved_size(int64_t tokens, int64_t d_inner, int64_t d_state) {
-  return tokens / kScanChunk * d_inner * d_state;
+int64_t selective_scan_saved_size(const Context& ctx, int64_t tokens, int64_t d_inner,
+                                  int64_t d_state) {
+  return tokens / ctx.engine().scan_chunk * d_inner * d_state;
 }
 
 void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
   const Shape s = check_inputs(op);
   check_tensor(op.y, "y", op.u.dtype, {s.tokens, s.d_inner});
-  check_sequences(op.seq_start, op.slot, op.state, s.tokens);
-  check_saved(op, s);
+  check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
+  check_saved(ctx, op, s);
   if (s.tokens > 0) ctx.engine().selective_scan_fwd(ctx, op);
 }
 
 void selective_scan_bwd(Context& ctx, const SelectiveScan& op, const SelectiveScanGrad& grad) {
   const Shape s = check_inputs(op);
   const DType type = op.u.dtype, full = full_precision(op.u);
-  check_sequences(op.seq_start, op.slot, op.state, s.tokens);
-  check_saved(op, s);
+  check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
+  check_saved(ctx, op, s);
   check_tensor(grad.dy, "dy", type, {s.tokens, s.d_inner});
   check_tensor(grad.du, "du", type, {s.tokens, s.d_inner});
   check_tensor(grad.ddt, "ddt", type, {s.tokens, s.d_inner});
@@ -78,7 +79,8 @@ void selective_scan_bwd(Context& ctx, const SelectiveScan& op, const SelectiveSc
   KRAIT_CHECK(!op.D == !grad.dD && !op.dt_bias == !grad.ddt_bias && !op.z == !grad.dz);
   check_optional(grad.dstate, "dstate", full, {-1, s.d_inner, s.d_state});
   KRAIT_CHECK(grad.dA.contiguous() && (!grad.dstate || grad.dstate.contiguous()));
-  check_slots(op.slot, grad.dstate, op.seq_start.shape[0] - 1);
+  check_slots(ctx, op.slot, grad.dstate, op.seq_start.shape[0] - 1);
+  check_optional(grad.y, "y", type, {s.tokens, s.d_inner});
   if (s.tokens > 0) ctx.engine().selective_scan_bwd(ctx, op, grad);
 }
 
@@ -86,7 +88,7 @@ void selective_scan_step(Context& ctx, const SelectiveScan& op) {
   const Shape s = check_inputs(op);
   KRAIT_CHECK(op.state && !op.seq_start && !op.saved);
   check_tensor(op.y, "y", op.u.dtype, {s.tokens, s.d_inner});
-  check_slots(op.slot, op.state, s.tokens);
+  check_slots(ctx, op.slot, op.state, s.tokens);
   if (s.tokens > 0) ctx.engine().selective_scan_step(ctx, op);
 }
 

@@ -12,7 +12,6 @@
 namespace krait {
 
 inline constexpr int64_t kMaxDState = 256;
-inline constexpr int64_t kScanChunk = 32;  // tokens between saved states
 
 // Rows of every (tokens, ..) tensor may be strided, and a row stride of 0 repeats one row: they are
 // views into in_proj's and x_proj's outputs, or a constant in place of a selective parameter.
@@ -27,13 +26,14 @@ struct SelectiveScan {
                  // not kept
   Tensor slot;   // (num_seqs)                   i32, distinct; none: sequence i uses slot i
   Tensor y;      // (tokens, d_inner)            T
-  Tensor saved;  // (selective_scan_saved_size)  f32, opaque: states at chunk starts, for _bwd;
-                 // none: not kept
+  Tensor saved;  // (selective_scan_saved_size)  f32, opaque: states at chunk starts, for _bwd of
+                 // the same engine; none: not kept
 };
 
 // _bwd reads the inputs of the op, op.saved when it is there (else it scans once more), and
-// op.state, which holds the INITIAL state (as it was before _fwd). It does not read op.y. Where an
-// input has row stride 0, its gradient is given per token.
+// op.state, which holds the INITIAL state (as it was before _fwd). It does not read op.y, but gives
+// it once more where it is wanted, so that nobody need keep it. Where an input has row stride 0,
+// its gradient is given per token.
 struct SelectiveScanGrad {
   Tensor dy;            // (tokens, d_inner)            T
   Tensor du, ddt;       // (tokens, d_inner)            T
@@ -43,12 +43,13 @@ struct SelectiveScanGrad {
   Tensor dz;            // (tokens, d_inner)            T; none when z is
   Tensor dstate;  // (slots, d_inner, d_state)    f32; in: gradient of the final state, out: of the
                   // initial one; none: zero, not wanted
+  Tensor y;       // (tokens, d_inner)            T; written: what _fwd gave; none: not wanted
 };
 
 Cost selective_scan_cost(const SelectiveScan&);
 // Elements of `saved` for a batch of this shape: O(tokens x d_inner) whatever the sequences'
 // lengths.
-int64_t selective_scan_saved_size(int64_t tokens, int64_t d_inner, int64_t d_state);
+int64_t selective_scan_saved_size(const Context&, int64_t tokens, int64_t d_inner, int64_t d_state);
 void selective_scan_fwd(Context&, const SelectiveScan&);
 void selective_scan_bwd(Context&, const SelectiveScan&, const SelectiveScanGrad&);
 // One token for each sequence: tokens = num_seqs, seq_start and saved are none, state is needed.

@@ -13,7 +13,8 @@
 
 namespace krait::cpu {
 
-inline constexpr int64_t kBlock = 64;  // channels
+inline constexpr int64_t kBlock = 64;      // channels
+inline constexpr int64_t kScanChunk = 32;  // tokens between saved states
 
 struct ScanPlan {
   int64_t d_inner, d_state, channels_per_group, blocks_per_group, num_blocks, num_seqs;

@@ -224,12 +224,13 @@ void write_backward(const SelectiveScan& op, const SelectiveScanGrad& grad, cons
       store_part(d, ddt, grad.ddt.row<T>(t) + channel, valid);
       hn::Store(hn::Add(hn::Load(d, sums.ddt_bias + c), ddt), d, sums.ddt_bias + c);
       hn::Store(hn::MulAdd(dy, u, hn::Load(d, sums.dD + c)), d, sums.dD + c);
+      const VF y = hn::Load(d, tile.y + at);
+      if (grad.y && !op.z) store_part(d, y, grad.y.row<T>(t) + channel, valid);
       if (op.z) {
         const VF z = load_part(d, op.z.row<T>(t) + channel, valid), s = sigmoid(d, z);
+        if (grad.y) store_part(d, hn::Mul(y, hn::Mul(z, s)), grad.y.row<T>(t) + channel, valid);
         const VF slope = hn::Mul(s, hn::MulAdd(z, hn::Sub(hn::Set(d, 1.0f), s), hn::Set(d, 1.0f)));
-        const VF dz = hn::Mul(
-            hn::Mul(load_part(d, grad.dy.row<T>(t) + channel, valid), hn::Load(d, tile.y + at)),
-            slope);
+        const VF dz = hn::Mul(hn::Mul(load_part(d, grad.dy.row<T>(t) + channel, valid), y), slope);
         store_part(d, dz, grad.dz.row<T>(t) + channel, valid);
       }
     });
@@ -383,8 +384,8 @@ void selective_scan_bwd(Context& ctx, const SelectiveScan& given, const Selectiv
   const int64_t tokens = op.u.shape[0], n_groups = op.B.shape[1];
   prepare_A(ctx, op, plan);
   if (!op.saved) {
-    op.saved =
-        arena.tensor(DType::f32, {selective_scan_saved_size(tokens, plan.d_inner, plan.d_state)});
+    op.saved = arena.tensor(DType::f32,
+                            {selective_scan_saved_size(ctx, tokens, plan.d_inner, plan.d_state)});
     SelectiveScan states_only = op;
     states_only.y = Tensor();
     scan_forward(ctx, states_only, plan);

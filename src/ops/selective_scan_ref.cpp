@@ -94,6 +94,10 @@ void backward_channel(const SelectiveScan& op, const SelectiveScanGrad& grad, in
   for (int64_t t = end - 1; t >= begin; --t) {
     const size_t i = static_cast<size_t>(t - begin);
     double dy = grad.dy.row<T>(t)[c];
+    if (grad.y) {
+      const double z = op.z ? channel.z(t) : 0;
+      grad.y.row<T>(t)[c] = static_cast<T>(op.z ? y[i] * z * sigmoid(z) : y[i]);
+    }
     if (op.z) {
       const double z = channel.z(t), sig = sigmoid(z);
       grad.dz.row<T>(t)[c] = static_cast<T>(dy * y[i] * sig * (1 + z * (1 - sig)));

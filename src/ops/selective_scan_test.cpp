@@ -58,7 +58,7 @@ const std::vector<Case>& cases() {
 struct Scan {
   int64_t tokens, num_seqs, slots;
   DType type, full;
-  TestTensor u, dt, A, bc, D, dt_bias, z, seq_start, slot, state, y, saved;
+  TestTensor u, dt, A, bc, D, dt_bias, z, seq_start, slot, state, y, saved, y_again;
   TestTensor dy, du, ddt, dA, dbc, dD, ddt_bias, dz, dstate;
   SelectiveScan op;
   SelectiveScanGrad grad;
@@ -87,7 +87,8 @@ struct Scan {
         slot(DType::i32, {num_seqs}),
         state(full, {slots, c.d_inner, c.d_state}),
         y(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 7 : 0),
-        saved(full, {selective_scan_saved_size(tokens, c.d_inner, c.d_state)}),
+        saved(full, {tokens * c.d_inner * c.d_state}),  // at least
+        y_again(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 4 : 0),
         dy(t, {tokens, c.d_inner}),
         du(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 2 : 0),
         ddt(t, {tokens, c.d_inner}),
@@ -139,7 +140,8 @@ struct Scan {
             .dD = when(c.D, dD),
             .ddt_bias = when(c.dt_bias, ddt_bias),
             .dz = when(c.z, dz),
-            .dstate = when(c.state, dstate)};
+            .dstate = when(c.state, dstate),
+            .y = y_again};
   }
 
   // The same values as another scan, rounded to this one's types only where that one's are finer.
@@ -163,7 +165,14 @@ struct Scan {
   }
   void forward(Context& ctx) {
     state.values(initial);
+    if (op.saved) op.saved = saved_for(ctx);
     selective_scan_fwd(ctx, op);
+  }
+  // As much of `saved` as the engine wants.
+  Tensor saved_for(const Context& ctx) const {
+    const int64_t size =
+        selective_scan_saved_size(ctx, tokens, A.view().shape[0], A.view().shape[1]);
+    return saved.view().slice(0, 0, size);
   }
   void backward(Context& ctx) {
     state.values(initial);
@@ -171,8 +180,8 @@ struct Scan {
     selective_scan_bwd(ctx, op, grad);
   }
   bool guards_intact() const {
-    for (const TestTensor* t : {&u, &dt, &A, &bc, &z, &state, &y, &saved, &dy, &du, &ddt, &dA, &dbc,
-                                &dD, &ddt_bias, &dz, &dstate})
+    for (const TestTensor* t : {&u, &dt, &A, &bc, &z, &state, &y, &saved, &y_again, &dy, &du, &ddt,
+                                &dA, &dbc, &dD, &ddt_bias, &dz, &dstate})
       if (!t->guards_intact()) return false;
     return true;
   }
@@ -246,6 +255,7 @@ void expect_like_reference(const Case& c, DType type, bool with_saved) {
   if (c.state) agree("state", actual.state, oracle.state, 1e-6);
   oracle.backward(reference);
   actual.backward(cpu);
+  agree("y again", actual.y_again, oracle.y, 1e-6);
   agree("du", actual.du, oracle.du, 1e-5);
   agree("ddt", actual.ddt, oracle.ddt, 1e-5);
   agree("dA", actual.dA, oracle.dA, 1e-5);

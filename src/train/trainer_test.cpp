@@ -57,7 +57,8 @@ struct Toy {
   fs::path out(const std::string& name) const { return folder.path() / name; }
 };
 
-// Runs until the end or until `stop_at` steps are done; each step takes `pause` longer than it must.
+// Runs until the end or until `stop_at` steps are done; each step takes `pause` longer than it
+// must.
 TrainResult train(const RunConfig& config, const fs::path& out, const std::string& resume = "",
                   int64_t stop_at = -1, std::chrono::milliseconds pause = {}) {
   std::atomic<bool> stop{false};

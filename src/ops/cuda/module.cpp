@@ -59,9 +59,9 @@ const Engine& engine() {
     if (gpu_count() == 0) throw Error("no GPU", "device cuda", "an NVIDIA GPU", "none");
     const GpuInfo gpu = info_of(0);
     if (!gpu.problem.empty()) throw Error("cannot use the GPU", gpu.name, "", gpu.problem);
-    return Engine KRAIT_ENGINE_TABLE(cuda, .memory = device_memory, .transfer_memory = pinned_memory,
-                                     .synchronize = synchronize, .record = record,
-                                     .replay = replay);
+    return Engine KRAIT_ENGINE_TABLE(
+        cuda, .memory = device_memory, .transfer_memory = pinned_memory, .scan_chunk = kScanChunk,
+        .synchronize = synchronize, .record = record, .replay = replay);
   }();
   return table;
 }

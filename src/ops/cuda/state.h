@@ -1,5 +1,5 @@
-// What the CUDA engine keeps in a Context: its stream, the GPU's size, cuBLASLt. Included by .cu and
-// .cpp files of the module only.
+// What the CUDA engine keeps in a Context: its stream, the GPU's size, cuBLASLt. Included by .cu
+// and .cpp files of the module only.
 #pragma once
 
 #include <cublasLt.h>
