@@ -11,6 +11,7 @@ HWY_BEFORE_NAMESPACE();
 namespace krait::HWY_NAMESPACE {
 
 using cpu::kBlock;
+using cpu::kScanChunk;
 using cpu::ScanPlan;
 
 constexpr float kLog2e = 1.44269504f;

@@ -41,6 +41,7 @@ namespace krait::HWY_NAMESPACE {
 
 using cpu::BackwardPlan;
 using cpu::kBlock;
+using cpu::kScanChunk;
 using cpu::ScanPlan;
 
 constexpr float kLn2 = 0.693147181f;

@@ -177,6 +177,7 @@ struct Scan {
   void backward(Context& ctx) {
     state.values(initial);
     dstate.values(dfinal);
+    if (op.saved) op.saved = saved_for(ctx);
     selective_scan_bwd(ctx, op, grad);
   }
   bool guards_intact() const {
@@ -343,7 +344,7 @@ TEST(SelectiveScan, PackedIsSeparateBitForBit) {
     SelectiveScan op = alone.op;
     SelectiveScanGrad grad = alone.grad;
     for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *t = t->slice(0, begin, end);
-    for (Tensor* t : {&grad.dy, &grad.du, &grad.ddt, &grad.dB, &grad.dC, &grad.dz})
+    for (Tensor* t : {&grad.dy, &grad.du, &grad.ddt, &grad.dB, &grad.dC, &grad.dz, &grad.y})
       *t = t->slice(0, begin, end);
     TestTensor start(DType::i32, {2}), slot(DType::i32, {1});
     start.values({0, static_cast<double>(end - begin)});

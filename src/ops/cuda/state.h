@@ -26,7 +26,7 @@ struct State {
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
   size_t shared_bytes_per_block = 0;  // after opting in
-  struct Blas;                        // linear_cuda.cpp
+  struct Blas;                        // gemm.cpp
   std::shared_ptr<Blas> blas;
 };
 
