@@ -4,6 +4,7 @@
 
 #include "ops/cuda/state.h"
 #include "ops/engine_table.h"
+#include "ops/selective_scan_plan.h"
 
 namespace krait::cuda {
 namespace {

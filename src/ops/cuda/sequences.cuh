@@ -1,0 +1,27 @@
+// Finding one's work in a batch of packed sequences, whose starts only the device knows.
+#pragma once
+
+#include <cstdint>
+
+namespace krait::cuda {
+
+// The last i in [0, count) with key(i) <= value; key does not decrease and key(0) <= value.
+template <class F>
+__device__ __forceinline__ int last_not_above(int count, int64_t value, F key) {
+  int low = 0, high = count;  // key(low) <= value < key(high)
+  while (high - low > 1) {
+    const int middle = low + (high - low) / 2;
+    if (key(middle) <= value)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// The sequence that token t belongs to. Empty sequences own no token.
+__device__ __forceinline__ int sequence_of(const int32_t* seq_start, int num_seqs, int64_t t) {
+  return last_not_above(num_seqs, t, [=](int i) { return int64_t{seq_start[i]}; });
+}
+
+}  // namespace krait::cuda
