@@ -53,13 +53,6 @@ bool Generator::is_eos(int32_t token) const {
   return std::find(eos_.begin(), eos_.end(), token) != eos_.end();
 }
 
-void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size) {
-  for (size_t i = 0; i < tokens.size(); ++i)
-    if (tokens[i] < 0 || tokens[i] >= vocab_size)
-      throw Error("token outside the vocabulary", "token number " + std::to_string(i),
-                  "0 to " + std::to_string(vocab_size - 1), std::to_string(tokens[i]));
-}
-
 void Generator::remember(std::span<const int32_t> tokens) {
   recent_.insert(recent_.end(), tokens.begin(), tokens.end());
   if (recent_.size() > 2 * kMaxRecent)

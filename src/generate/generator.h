@@ -20,9 +20,6 @@ namespace krait {
 
 inline constexpr int64_t kPrefillChunk = 512;  // tokens that go through the model at once
 
-// Throws Error that names the first token outside [0, vocab_size).
-void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size);
-
 enum class FinishReason { length, stop, eos, cancelled };
 const char* name_of(FinishReason reason);
 

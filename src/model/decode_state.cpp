@@ -33,15 +33,15 @@ Piece piece(const Tensor& pool, int64_t layer, int64_t slot) {
 
 }  // namespace
 
-DecodeState::DecodeState(const Config& config, int64_t slots, DType dtype)
+DecodeState::DecodeState(const Config& config, int64_t slots, DType dtype, Memory& memory)
     : n_layer_(config.n_layer),
       slots_(slots),
       d_conv_(config.d_conv),
       d_inner_(config.d_inner),
       d_state_(config.d_state) {
   KRAIT_CHECK(slots > 0 && (dtype == DType::f32 || dtype == DType::f64));
-  conv_ = OwnedTensor(dtype, {n_layer_, slots, (d_conv_ - 1) * d_inner_});
-  ssm_ = OwnedTensor(dtype, {n_layer_, slots, d_inner_ * d_state_});
+  conv_ = OwnedTensor(dtype, {n_layer_, slots, (d_conv_ - 1) * d_inner_}, memory);
+  ssm_ = OwnedTensor(dtype, {n_layer_, slots, d_inner_ * d_state_}, memory);
 }
 
 bool DecodeState::matches(const Config& c) const {
@@ -72,13 +72,13 @@ void DecodeState::reset(int64_t slot) {
   check_slot(slot);
   for_each_pool([&](const Tensor& pool, int64_t layer) {
     const Piece p = piece(pool, layer, slot);
-    std::memset(p.data, 0, p.bytes);
+    conv_.memory().zero(p.data, p.bytes);
   });
 }
 
 void DecodeState::reset() {
-  std::memset(conv_->data, 0, conv_->bytes());
-  std::memset(ssm_->data, 0, ssm_->bytes());
+  conv_.zero();
+  ssm_.zero();
 }
 
 void DecodeState::copy(int64_t from, int64_t to) {
@@ -87,7 +87,7 @@ void DecodeState::copy(int64_t from, int64_t to) {
   if (from == to) return;
   for_each_pool([&](const Tensor& pool, int64_t layer) {
     const Piece source = piece(pool, layer, from);
-    std::memcpy(piece(pool, layer, to).data, source.data, source.bytes);
+    conv_.memory().copy(piece(pool, layer, to).data, source.data, source.bytes);
   });
 }
 
@@ -99,7 +99,7 @@ std::vector<std::byte> DecodeState::save(int64_t slot) const {
   std::byte* out = saved.data() + sizeof header;
   for_each_pool([&](const Tensor& pool, int64_t layer) {
     const Piece p = piece(pool, layer, slot);
-    std::memcpy(out, p.data, p.bytes);
+    conv_.memory().download(out, p.data, p.bytes);
     out += p.bytes;
   });
   return saved;
@@ -116,7 +116,7 @@ void DecodeState::restore(int64_t slot, std::span<const std::byte> saved) {
   const std::byte* in = saved.data() + sizeof header;
   for_each_pool([&](const Tensor& pool, int64_t layer) {
     const Piece p = piece(pool, layer, slot);
-    std::memcpy(p.data, in, p.bytes);
+    conv_.memory().upload(p.data, in, p.bytes);
     in += p.bytes;
   });
 }

@@ -16,8 +16,9 @@ namespace krait {
 
 class DecodeState {
  public:
-  explicit DecodeState(const Config& config, int64_t slots = 1,
-                       DType dtype = DType::f32);  // zero; f64 for the oracle
+  // Zero. dtype: f64 for the oracle. memory: the engine's.
+  explicit DecodeState(const Config& config, int64_t slots = 1, DType dtype = DType::f32,
+                       Memory& memory = host_memory());
 
   int64_t slots() const { return slots_; }
   bool matches(const Config& config) const;  // made for a model of this shape

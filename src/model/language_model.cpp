@@ -10,6 +10,14 @@
 #include "ops/rms_norm.h"
 
 namespace krait {
+
+void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size) {
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || tokens[i] >= vocab_size)
+      throw Error("token outside the vocabulary", "token number " + std::to_string(i),
+                  "0 to " + std::to_string(vocab_size - 1), std::to_string(tokens[i]));
+}
+
 namespace {
 
 DType full_precision(const Weights& w) { return w.dtype == DType::f64 ? DType::f64 : DType::f32; }
@@ -17,12 +25,11 @@ DType residual_dtype(const Weights& w) {
   return w.config.residual_in_fp32 ? full_precision(w) : w.dtype;
 }
 
-void check_tokens(const Tensor& tokens, int64_t vocab_size) {
-  const int32_t* token = tokens.ptr<int32_t>();
-  for (int64_t i = 0; i < tokens.shape[0]; ++i)
-    if (token[i] < 0 || token[i] >= vocab_size)
-      throw Error("token outside the vocabulary", "token number " + std::to_string(i),
-                  "0 to " + std::to_string(vocab_size - 1), std::to_string(token[i]));
+// Where the host can look.
+void check_input(const Context& ctx, const Weights& w, const Tensor& tokens) {
+  if (ctx.memory().on_host())
+    check_tokens({tokens.ptr<int32_t>(), static_cast<size_t>(tokens.shape[0])},
+                 w.config.vocab_size);
 }
 
 void check_state(const Weights& w, const DecodeState& state) {
@@ -46,14 +53,14 @@ template <class Block>
 void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState* state,
          const Tensor& hidden, Block block) {
   const Config& c = w.config;
-  check_tokens(input.tokens, c.vocab_size);
+  check_input(ctx, w, input.tokens);
   if (state) check_state(w, *state);
   const int64_t tokens = input.tokens.shape[0];
   Arena& arena = ctx.workspace();
   const Arena::Scope scope(arena);
   const Tensor residual = arena.tensor(residual_dtype(w), {tokens, c.d_model});
   const Tensor m = arena.tensor(w.dtype, {tokens, c.d_model});
-  const BlockActivations a = allocate_activations(ctx, c, w.dtype, tokens, false);
+  const BlockActivations a = allocate_activations(ctx, c, w.dtype, tokens);
   embedding_fwd(ctx, {.tokens = input.tokens, .weight = w.parameters.embedding, .y = residual});
   const auto norm = [&](const Tensor& weight, const Tensor& x, const Tensor& y) {
     rms_norm_fwd(ctx, {.x = x,
@@ -74,10 +81,10 @@ void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState*
 
 // What the forward pass of a training step keeps for the backward pass.
 struct Saved {
-  Tensor residual;   // (tokens, d_model)  R  the block's input before the norm
-  Tensor rstd;       // (tokens)
-  Tensor conv, ssm;  // the layer's state before the step; none without state
-  BlockActivations a;
+  Tensor residual;     // (tokens, d_model)  R  the block's input before the norm
+  Tensor rstd;         // (tokens)
+  Tensor conv, ssm;    // the layer's state before the step; none without state
+  BlockActivations a;  // n and y are all blocks' together; with recompute, everything is
 };
 
 class TrainingStep {
@@ -122,16 +129,27 @@ class TrainingStep {
   void forward() {
     const Config& c = w_.config;
     m_ = activation(w_.dtype);
-    hidden_ = activation(w_.dtype);
+    n_ = activation(w_.dtype);
+    hidden_ = n_;  // norm_f comes after the last block
     saved_.resize(static_cast<size_t>(c.n_layer) + 1);
     for (Saved& s : saved_) {
       s.residual = activation(residual_dtype(w_));
       s.rstd = arena_.tensor(full_precision(w_), {tokens()});
     }
+    const Tensor y = arena_.tensor(w_.dtype, {tokens(), c.d_inner});
+    const auto allocate = [&] {
+      BlockActivations a =
+          allocate_kept_activations(ctx_, c, w_.dtype, tokens(), /*saved=*/!batch_.recompute);
+      a.n = n_;
+      a.y = y;
+      return a;
+    };
+    BlockActivations shared;
+    if (batch_.recompute) shared = allocate();
     embedding_fwd(ctx_, embedding());
     for (int64_t layer = 0; layer < c.n_layer; ++layer) {
       const size_t i = static_cast<size_t>(layer);
-      saved_[i].a = allocate_activations(ctx_, c, w_.dtype, tokens(), true);
+      saved_[i].a = batch_.recompute ? shared : allocate();
       rms_norm_fwd(ctx_, norm_op(i, saved_[i].a.n));
       const BlockArguments block = block_of(w_, layer, batch_.input, batch_.state);
       if (batch_.state) {
@@ -158,6 +176,17 @@ class TrainingStep {
     norm_backward(saved_.size() - 1, gradients_.norm_f);
   }
 
+  // The block's normed input once more, from the residual stream.
+  void norm_again(size_t i) {
+    rms_norm_fwd(ctx_, {.x = {},
+                        .residual_in = saved_[i].residual,
+                        .residual_out = {},
+                        .weight = w_.parameters.layers[i].norm,
+                        .y = n_,
+                        .rstd = {},
+                        .eps = w_.config.norm_eps});
+  }
+
   // From dn_ and dresidual_ of this norm's output to those of its inputs; dm_ gets the copy that
   // out_proj's gradient reads.
   void norm_backward(size_t i, const Tensor& dweight) {
@@ -172,6 +201,8 @@ class TrainingStep {
     BlockArguments block = block_of(w_, layer, batch_.input, nullptr);
     block.conv = saved_[i].conv;
     block.ssm = saved_[i].ssm;
+    norm_again(i);
+    if (batch_.recompute) block_recompute(ctx_, block, saved_[i].a);
     block_backward(ctx_, block, saved_[i].a,
                    {.parameters = gradients_.layers[i],
                     .dm = dm_,
@@ -187,7 +218,7 @@ class TrainingStep {
   const TrainingBatch& batch_;
   const Parameters& gradients_;
   std::vector<Saved> saved_;  // one per block, and norm_f's
-  Tensor m_, hidden_;         // (tokens, d_model)  T
+  Tensor m_, n_, hidden_;     // (tokens, d_model)  T
   Tensor dresidual_;  // (tokens, d_model)  R  gradient of the residual stream where the backward
                       // pass stands
   Tensor dm_, dn_;    // (tokens, d_model)  T  of a block's output and of its normed input
@@ -222,7 +253,7 @@ void score(Context& ctx, const Weights& weights, const PackedTokens& input, cons
 
 void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
                       const Parameters& gradients, const Tensor& loss) {
-  check_tokens(batch.input.tokens, weights.config.vocab_size);
+  check_input(ctx, weights, batch.input.tokens);
   if (batch.state) check_state(weights, *batch.state);
   KRAIT_CHECK(!batch.dstate || batch.state, "dstate needs state");
   if (batch.dstate) check_state(weights, *batch.dstate);

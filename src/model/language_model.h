@@ -3,6 +3,9 @@
 // ctx.workspace(): a steady loop allocates nothing.
 #pragma once
 
+#include <cstdint>
+#include <span>
+
 #include "model/decode_state.h"
 #include "model/weights.h"
 #include "ops/context.h"
@@ -16,6 +19,11 @@ struct PackedTokens {
   Tensor slot;  // (num_seqs)      i32, distinct: the state's slot of each sequence; none: sequence
                 // i uses slot i
 };
+
+// Throws Error when a token is outside the vocabulary. Whoever takes tokens from outside and hands
+// them to an engine whose memory the host cannot read calls this; the functions below check the
+// others.
+void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size);
 
 // hidden: (tokens, d_model) T, written: the output of norm_f for every token.
 // state: in: where each sequence stands, out: where it stands after these tokens, so a long text
@@ -46,10 +54,13 @@ struct TrainingBatch {
   DecodeState* state = nullptr;   // in: initial, out: final; null: sequences start from nothing
   DecodeState* dstate = nullptr;  // in: gradient of the final state, out: of the initial one; needs
                                   // `state`; null: zero, not wanted
+  bool recompute = false;  // keep each block's input only and compute its activations again in the
+                           // backward pass: less memory, a quarter more work, the same bits
 };
 
 // Forward and backward. gradients: as the parameters, all f32 (f64 with T = f64), added to. loss:
-// (tokens) f32 (f64), written. Activations are kept in ctx.workspace(): O(tokens x width).
+// (tokens) f32 (f64), written. Activations are kept in ctx.workspace(): O(tokens x width), with
+// recompute O(tokens x d_model) a layer.
 void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
                       const Parameters& gradients, const Tensor& loss);
 

@@ -78,9 +78,9 @@ SelectiveScan scan_op(const BlockArguments& block, const BlockActivations& a) {
           .saved = a.saved};
 }
 
-template <class Conv, class Scan>
-void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, const Tensor& m,
-         Conv conv, Scan scan) {
+// From n to what the scan reads.
+template <class Conv>
+void project(Context& ctx, const BlockArguments& block, const BlockActivations& a, Conv conv) {
   const LayerParameters& p = block.parameters;
   linear_fwd(ctx, {.x = a.n, .weight = p.in_proj, .bias = p.in_proj_bias, .y = a.xz});
   conv(ctx, conv_op(block, a));
@@ -89,17 +89,23 @@ void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, c
     linear_fwd(
         ctx,
         {.x = Projections(block.config, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = a.dt});
+}
+
+template <class Conv, class Scan>
+void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, const Tensor& m,
+         Conv conv, Scan scan) {
+  const LayerParameters& p = block.parameters;
+  project(ctx, block, a, conv);
   scan(ctx, scan_op(block, a));
   linear_fwd(ctx, {.x = a.y, .weight = p.out_proj, .bias = p.out_proj_bias, .y = m});
 }
 
 }  // namespace
 
-BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype, int64_t tokens,
-                                      bool keep) {
+BlockActivations allocate_kept_activations(Context& ctx, const Config& c, DType dtype,
+                                           int64_t tokens, bool saved) {
   Arena& arena = ctx.workspace();
   BlockActivations a;
-  a.n = arena.tensor(dtype, {tokens, c.d_model});
   a.xz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
   a.u = arena.tensor(dtype, {tokens, c.d_inner});
   if (c.x_proj_size() > 0) a.x_dbl = arena.tensor(dtype, {tokens, c.x_proj_size()});
@@ -110,13 +116,16 @@ BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype
     fill_zero(ctx, zero);
     a.dt = broadcast_rows(zero, tokens);
   }
-  if (keep) {
-    a.y = arena.tensor(dtype, {tokens, c.d_inner});
-    const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
+  if (saved)
     a.saved = arena.tensor(full, {selective_scan_saved_size(ctx, tokens, c.d_inner, c.d_state)});
-  } else {
-    a.y = x_half(a.xz);  // free once the convolution has read it
-  }
+  return a;
+}
+
+BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype, int64_t tokens) {
+  BlockActivations a = allocate_kept_activations(ctx, c, dtype, tokens, /*saved=*/false);
+  a.n = ctx.workspace().tensor(dtype, {tokens, c.d_model});
+  a.y = x_half(a.xz);  // free once the convolution has read it
   return a;
 }
 
@@ -130,6 +139,16 @@ void block_step(Context& ctx, const BlockArguments& block, const BlockActivation
   run(ctx, block, a, m, causal_conv1d_step, selective_scan_step);
 }
 
+void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a) {
+  const Arena::Scope scope(ctx.workspace());
+  BlockArguments again = block;
+  if (block.conv) {
+    again.conv.data = ctx.workspace().allocate(block.conv.bytes());
+    copy_elements(ctx, block.conv, again.conv);
+  }
+  project(ctx, again, a, causal_conv1d_fwd);
+}
+
 void block_backward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                     const BlockGradients& g) {
   const Config& c = block.config;
@@ -140,8 +159,8 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
   const DType dtype = a.u.dtype;
 
   const Tensor dy = arena.tensor(dtype, {tokens, c.d_inner});
-  linear_bwd(ctx, {.x = a.y, .weight = p.out_proj, .bias = {}, .y = {}},
-             {.dy = g.dm, .dx = dy, .dweight = dp.out_proj, .dbias = dp.out_proj_bias});
+  const Linear out_proj = {.x = a.y, .weight = p.out_proj, .bias = {}, .y = {}};
+  linear_bwd(ctx, out_proj, {.dy = g.dm, .dx = dy, .dweight = {}, .dbias = {}});
 
   const Tensor dxz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
   const Tensor du = arena.tensor(dtype, {tokens, c.d_inner});
@@ -163,7 +182,9 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
                       .ddt_bias = dp.dt_proj_bias,
                       .dz = z_half(dxz),
                       .dstate = g.dssm,
-                      .y = {}});
+                      .y = a.y});
+  linear_bwd(ctx, out_proj,
+             {.dy = g.dm, .dx = {}, .dweight = dp.out_proj, .dbias = dp.out_proj_bias});
   add_product(ctx, dA, block.A, dp.A_log);  // A = -exp(A_log): dA/dA_log = A
   if (!d.B) sum_rows(ctx, dB, dp.B_const);
   if (!d.C) sum_rows(ctx, dC, dp.C_const);

@@ -20,7 +20,8 @@ struct BlockArguments {
   Tensor ssm;        // (slots, d_inner, d_state)     f32; none: no state
 };
 
-// Activations of one block. Forward writes all but n; backward reads them.
+// Activations of one block. Forward reads n and writes the others. Backward reads all but y, which
+// it writes once more: so blocks may share n and y, when n is there again before block_backward.
 struct BlockActivations {
   Tensor n;      // (tokens, d_model)      T  the normed input
   Tensor xz;     // (tokens, 2 d_inner)    T
@@ -32,10 +33,13 @@ struct BlockActivations {
   Tensor saved;  // the scan's own, f32; none: not kept
 };
 
-// keep: y gets memory of its own and `saved` is there, as block_backward needs; else y takes the
-// place of x in xz.
+// What inference needs: y takes the place of x in xz, and there is no `saved`.
 BlockActivations allocate_activations(Context& ctx, const Config& config, DType dtype,
-                                      int64_t tokens, bool keep);
+                                      int64_t tokens);
+// What block_backward reads, without n and y. saved: with memory for the scan's states; else the
+// scan's backward pass scans once more.
+BlockActivations allocate_kept_activations(Context& ctx, const Config& config, DType dtype,
+                                           int64_t tokens, bool saved);
 
 // m: (tokens, d_model) T, written. The state, where there is one, is advanced.
 void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
@@ -43,6 +47,9 @@ void block_forward(Context& ctx, const BlockArguments& block, const BlockActivat
 // The same for one token of each sequence; the state is needed.
 void block_step(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                 const Tensor& m);
+
+// Fills xz, u, x_dbl and dt again from n. The state is left as it was before block_forward.
+void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a);
 
 struct BlockGradients {
   const LayerParameters& parameters;  // f32, added to

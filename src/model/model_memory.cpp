@@ -28,6 +28,23 @@ Tensor allocate_parameter(Model& model, const ParameterInfo& info, DType dtype) 
   return info.view(buffer->data(), dtype);
 }
 
+Model copy_model(const Model& from, Memory& to) {
+  Model model;
+  model.weights = from.weights;
+  model.file_dtype = from.file_dtype;
+  const auto move = [&](Tensor& t) {
+    const auto buffer = std::make_shared<Buffer>(t.bytes(), to);
+    to.upload(buffer->data(), t.data, t.bytes());
+    t.data = buffer->data();
+    model.storage.push_back(buffer);
+    model.owned_bytes += static_cast<int64_t>(t.bytes());
+  };
+  for (const ParameterInfo& info : parameter_table(from.config()))
+    move(info.of(model.weights.parameters));
+  move(model.weights.A);
+  return model;
+}
+
 void compute_A(Model& model) {
   const Config& c = model.config();
   const int64_t layer_size = c.d_inner * c.d_state;

@@ -39,6 +39,9 @@ struct Model {
 // tensor (file, name, expected and found shape), an unreadable file.
 Model load_model(const std::filesystem::path& folder, std::optional<DType> dtype = std::nullopt);
 
+// The same weights in another memory, an engine's.
+Model copy_model(const Model& from, Memory& to);
+
 // Random weights of plausible size, quickly: for benchmarks. Not the initialization for training
 // (init.h).
 Model make_random_model(const Config& config, DType dtype, uint64_t seed = 0);

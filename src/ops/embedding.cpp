@@ -6,7 +6,9 @@
 namespace krait {
 namespace {
 
-void check_tokens(const Tensor& tokens, int64_t vocab_size) {
+// Where the host can look.
+void check_tokens(const Context& ctx, const Tensor& tokens, int64_t vocab_size) {
+  if (!ctx.memory().on_host()) return;
   check_tensor(tokens, "tokens", DType::i32, {-1});
   const int32_t* token = tokens.ptr<int32_t>();
   for (int64_t t = 0; t < tokens.shape[0]; ++t)
@@ -24,7 +26,7 @@ Cost embedding_cost(const Embedding& op) {
 
 void embedding_fwd(Context& ctx, const Embedding& op) {
   check_tensor(op.weight, "weight", op.weight.dtype, {-1, -1});
-  check_tokens(op.tokens, op.weight.shape[0]);
+  check_tokens(ctx, op.tokens, op.weight.shape[0]);
   const DType y = op.y.dtype == op.weight.dtype ? op.y.dtype : full_precision(op.weight);
   check_tensor(op.y, "y", y, {op.tokens.shape[0], op.weight.shape[1]});
   ctx.engine().embedding_fwd(ctx, op);
@@ -32,7 +34,7 @@ void embedding_fwd(Context& ctx, const Embedding& op) {
 
 void embedding_bwd(Context& ctx, const Embedding& op, const EmbeddingGrad& grad) {
   check_tensor(grad.dweight, "dweight", full_precision(grad.dy), {-1, -1});
-  check_tokens(op.tokens, grad.dweight.shape[0]);
+  check_tokens(ctx, op.tokens, grad.dweight.shape[0]);
   check_tensor(grad.dy, "dy", grad.dy.dtype, {op.tokens.shape[0], grad.dweight.shape[1]});
   ctx.engine().embedding_bwd(ctx, op, grad);
 }
