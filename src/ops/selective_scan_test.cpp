@@ -233,116 +233,161 @@ TEST(SelectiveScan, ReferenceGradientsMatchFiniteDifferences) {
   }
 }
 
-void expect_like_reference(const Case& c, DType type, bool with_saved) {
-  Context reference(reference_engine()), cpu(cpu_engine(), 2);
+// How far an engine may be from the double reference (DESIGN.md, section 8).
+struct Tolerances {
+  double forward, gradient;
+  double gain;  // of a slow mode, times delta |A|
+};
+constexpr Tolerances kCpu = {.forward = 1e-6, .gradient = 1e-5, .gain = 1e-7};
+constexpr Tolerances kCuda = {.forward = 3e-6, .gradient = 1e-5, .gain = 2.5e-7};
+
+// f32: within the tolerance; bf16: no further than twice what rounding costs.
+void expect_agrees(const char* name, const TestTensor& actual, const TestTensor& oracle,
+                   double tolerance) {
+  if (actual.view().dtype == DType::bf16) {
+    EXPECT_TRUE(close_bf16(actual, oracle.to_double())) << name;
+  } else {
+    EXPECT_TRUE(close(actual, oracle.to_double(), tolerance)) << name;
+  }
+}
+
+void expect_forward_like_reference(Context& ctx, const Tolerances& tolerances, const Case& c,
+                                   DType type) {
+  Context reference(reference_engine());
   Scan actual(c, type), oracle(c, DType::f64);
   oracle.take(actual);
-  if (!with_saved) actual.op.saved = Tensor();
   oracle.forward(reference);
-  actual.forward(cpu);
+  actual.forward(ctx);
   if (actual.tokens == 0) {
     EXPECT_EQ(actual.state.to_double(), actual.initial);
     return;
   }
-  const auto agree = [&](const char* name, const TestTensor& a, const TestTensor& b,
-                         double tolerance) {
-    if (a.view().dtype == DType::bf16) {
-      EXPECT_TRUE(close_bf16(a, b.to_double())) << name;
-    } else {
-      EXPECT_TRUE(close(a, b.to_double(), tolerance)) << name;
-    }
-  };
-  agree("y", actual.y, oracle.y, 1e-6);
-  if (c.state) agree("state", actual.state, oracle.state, 1e-6);
+  expect_agrees("y", actual.y, oracle.y, tolerances.forward);
+  if (c.state) expect_agrees("state", actual.state, oracle.state, tolerances.forward);
+  EXPECT_TRUE(actual.guards_intact());
+}
+
+void expect_backward_like_reference(Context& ctx, const Tolerances& tolerances, const Case& c,
+                                    DType type, bool with_saved) {
+  Context reference(reference_engine());
+  Scan actual(c, type), oracle(c, DType::f64);
+  if (actual.tokens == 0) return;
+  oracle.take(actual);
+  if (with_saved) {
+    actual.forward(ctx);
+  } else {
+    actual.op.saved = Tensor();
+  }
+  oracle.forward(reference);
   oracle.backward(reference);
-  actual.backward(cpu);
-  agree("y again", actual.y_again, oracle.y, 1e-6);
-  agree("du", actual.du, oracle.du, 1e-5);
-  agree("ddt", actual.ddt, oracle.ddt, 1e-5);
-  agree("dA", actual.dA, oracle.dA, 1e-5);
-  agree("dB, dC", actual.dbc, oracle.dbc, 1e-5);
-  if (c.D) agree("dD", actual.dD, oracle.dD, 1e-5);
-  if (c.dt_bias) agree("ddt_bias", actual.ddt_bias, oracle.ddt_bias, 1e-5);
-  if (c.z) agree("dz", actual.dz, oracle.dz, 1e-5);
-  if (c.state) agree("dstate", actual.dstate, oracle.dstate, 1e-5);
+  actual.backward(ctx);
+  const auto agree = [&](const char* name, const TestTensor& a, const TestTensor& b) {
+    expect_agrees(name, a, b, tolerances.gradient);
+  };
+  expect_agrees("y again", actual.y_again, oracle.y, tolerances.forward);
+  agree("du", actual.du, oracle.du);
+  agree("ddt", actual.ddt, oracle.ddt);
+  agree("dA", actual.dA, oracle.dA);
+  agree("dB, dC", actual.dbc, oracle.dbc);
+  if (c.D) agree("dD", actual.dD, oracle.dD);
+  if (c.dt_bias) agree("ddt_bias", actual.ddt_bias, oracle.ddt_bias);
+  if (c.z) agree("dz", actual.dz, oracle.dz);
+  if (c.state) agree("dstate", actual.dstate, oracle.dstate);
   EXPECT_TRUE(actual.guards_intact());
 }
 
 TEST(SelectiveScan, CpuMatchesTheReferenceOnEverySimdTarget) {
   op_test::for_each_simd_target([] {
+    Context cpu(cpu_engine(), 2);
     for (const Case& c : cases())
       for (DType type : {DType::f32, DType::bf16}) {
         SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
-        expect_like_reference(c, type, true);
-        expect_like_reference(c, type, false);
+        expect_forward_like_reference(cpu, kCpu, c, type);
+        expect_backward_like_reference(cpu, kCpu, c, type, true);
+        expect_backward_like_reference(cpu, kCpu, c, type, false);
       }
   });
 }
 
 // One long sequence: the error does not grow with length.
 TEST(SelectiveScan, LongSequencesKeepTheTolerance) {
-  expect_like_reference({.lengths = {20001}, .d_inner = 8, .d_state = 16}, DType::f32, true);
+  Context cpu(cpu_engine(), 2);
+  const Case c = {.lengths = {20001}, .d_inner = 8, .d_state = 16};
+  expect_forward_like_reference(cpu, kCpu, c, DType::f32);
+  expect_backward_like_reference(cpu, kCpu, c, DType::f32, true);
 }
 
-TEST(SelectiveScan, SplitAnywhereAndCarryTheState) {
-  Context cpu(cpu_engine(), 1);
-  const Case whole = {.lengths = {70}, .d_inner = 20, .d_state = 16};
+// The first sequence of a scan, cut into parts that hand on the state.
+void expect_split_is_whole(Context& ctx, const Tolerances& tolerances, const Case& whole,
+                           const std::vector<int64_t>& cuts) {
   Scan scan(whole, DType::f32);
-  scan.forward(cpu);
+  scan.forward(ctx);
   const std::vector<double> y = scan.y.to_double(), final_state = scan.state.to_double();
-  for (int64_t cut : {1, 31, 32, 33, 64, 69}) {
+  for (int64_t cut : cuts) {
     Scan parts(whole, DType::f32);
     parts.state.values(parts.initial);
-    for (auto [begin, end] : {std::pair{int64_t{0}, cut}, {cut, int64_t{70}}}) {
+    for (auto [begin, end] : {std::pair{int64_t{0}, cut}, {cut, scan.tokens}}) {
       SelectiveScan op = parts.op;
       for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *t = t->slice(0, begin, end);
       op.saved = Tensor();
       TestTensor start(DType::i32, {2});
       start.values({0, static_cast<double>(end - begin)});
       op.seq_start = start;
-      selective_scan_fwd(cpu, op);
+      selective_scan_fwd(ctx, op);
+      ctx.engine().synchronize(ctx);  // before `start` goes
     }
-    EXPECT_TRUE(close(parts.y, y, 1e-6)) << cut;
-    EXPECT_TRUE(close(parts.state, final_state, 1e-6)) << cut;
+    EXPECT_TRUE(close(parts.y, y, tolerances.forward)) << cut;
+    EXPECT_TRUE(close(parts.state, final_state, tolerances.forward)) << cut;
+  }
+}
+
+TEST(SelectiveScan, SplitAnywhereAndCarryTheState) {
+  Context cpu(cpu_engine(), 1);
+  expect_split_is_whole(cpu, kCpu, {.lengths = {70}, .d_inner = 20, .d_state = 16},
+                        {1, 31, 32, 33, 64, 69});
+}
+
+void expect_steps_are_the_pass(Context& ctx, const Tolerances& tolerances) {
+  for (int64_t d_state : {1, 3, 16, 21, 64}) {
+    const Case c = {
+        .lengths = {40}, .d_inner = 70, .d_state = d_state, .n_groups = d_state % 2 + 1};
+    Scan whole(c, DType::f32), steps(c, DType::f32);
+    whole.forward(ctx);
+    steps.state.values(steps.initial);
+    for (int64_t t = 0; t < 40; ++t) {
+      SelectiveScan op = steps.op;
+      for (Tensor* x : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *x = x->slice(0, t, t + 1);
+      op.seq_start = op.saved = Tensor();
+      selective_scan_step(ctx, op);
+    }
+    EXPECT_TRUE(close(steps.y, whole.y.to_double(), tolerances.forward)) << d_state;
+    EXPECT_TRUE(close(steps.state, whole.state.to_double(), tolerances.forward)) << d_state;
+    EXPECT_TRUE(steps.guards_intact());
   }
 }
 
 TEST(SelectiveScan, StepByStepIsTheWholePass) {
   op_test::for_each_simd_target([] {
     Context cpu(cpu_engine(), 2);
-    for (int64_t d_state : {1, 3, 16, 21, 64}) {
-      const Case c = {
-          .lengths = {40}, .d_inner = 70, .d_state = d_state, .n_groups = d_state % 2 + 1};
-      Scan whole(c, DType::f32), steps(c, DType::f32);
-      whole.forward(cpu);
-      steps.state.values(steps.initial);
-      for (int64_t t = 0; t < 40; ++t) {
-        SelectiveScan op = steps.op;
-        for (Tensor* x : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *x = x->slice(0, t, t + 1);
-        op.seq_start = op.saved = Tensor();
-        selective_scan_step(cpu, op);
-      }
-      EXPECT_TRUE(close(steps.y, whole.y.to_double(), 1e-6)) << d_state;
-      EXPECT_TRUE(close(steps.state, whole.state.to_double(), 1e-6)) << d_state;
-      EXPECT_TRUE(steps.guards_intact());
-    }
+    expect_steps_are_the_pass(cpu, kCpu);
   });
 }
 
-// A sequence's bits, forward and backward, do not depend on its neighbours, its slot or the number
-// of threads.
-TEST(SelectiveScan, PackedIsSeparateBitForBit) {
-  const Case packed = {.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16};
-  Context two(cpu_engine(), 2), one(cpu_engine(), 1);
+enum class Passes { forward, both };
+
+// A sequence's bits, forward and backward, do not depend on its neighbours and its slot. `alone`
+// computes one sequence at a time.
+void expect_packed_is_separate(Context& together, Context& alone, const Case& packed,
+                               Passes passes) {
   Scan all(packed, DType::f32);
-  all.forward(two);
-  all.backward(two);
+  all.forward(together);
+  if (passes == Passes::both) all.backward(together);
   int64_t begin = 0;
   for (size_t s = 0; s < packed.lengths.size(); ++s) {
     const int64_t end = begin + packed.lengths[s];
-    Scan alone(packed, DType::f32);
-    SelectiveScan op = alone.op;
-    SelectiveScanGrad grad = alone.grad;
+    Scan one(packed, DType::f32);
+    SelectiveScan op = one.op;
+    SelectiveScanGrad grad = one.grad;
     for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *t = t->slice(0, begin, end);
     for (Tensor* t : {&grad.dy, &grad.du, &grad.ddt, &grad.dB, &grad.dC, &grad.dz, &grad.y})
       *t = t->slice(0, begin, end);
@@ -352,41 +397,57 @@ TEST(SelectiveScan, PackedIsSeparateBitForBit) {
     op.seq_start = start;
     op.slot = slot;
     op.saved = Tensor();
-    alone.state.values(alone.initial);
-    selective_scan_fwd(one, op);
+    one.state.values(one.initial);
+    selective_scan_fwd(alone, op);
     EXPECT_TRUE(op_test::bitwise_equal(op.y, all.op.y.slice(0, begin, end)));
-    alone.state.values(alone.initial);
-    selective_scan_bwd(one, op, grad);
-    EXPECT_TRUE(op_test::bitwise_equal(grad.du, all.grad.du.slice(0, begin, end)));
-    EXPECT_TRUE(op_test::bitwise_equal(grad.ddt, all.grad.ddt.slice(0, begin, end)));
-    EXPECT_TRUE(op_test::bitwise_equal(grad.dB, all.grad.dB.slice(0, begin, end)));
-    EXPECT_TRUE(op_test::bitwise_equal(grad.dC, all.grad.dC.slice(0, begin, end)));
+    if (passes == Passes::both) {
+      one.state.values(one.initial);
+      selective_scan_bwd(alone, op, grad);
+      EXPECT_TRUE(op_test::bitwise_equal(grad.du, all.grad.du.slice(0, begin, end)));
+      EXPECT_TRUE(op_test::bitwise_equal(grad.ddt, all.grad.ddt.slice(0, begin, end)));
+      EXPECT_TRUE(op_test::bitwise_equal(grad.dB, all.grad.dB.slice(0, begin, end)));
+      EXPECT_TRUE(op_test::bitwise_equal(grad.dC, all.grad.dC.slice(0, begin, end)));
+    }
     begin = end;
   }
 }
 
-TEST(SelectiveScan, SameBitsTwiceAndForAnyNumberOfThreads) {
-  const Case c = {
-      .lengths = {100, 61, 3, 40, 41, 42, 43, 44, 45, 46}, .d_inner = 300, .d_state = 16};
-  Context one(cpu_engine(), 1), two(cpu_engine(), 2);
+TEST(SelectiveScan, PackedIsSeparateBitForBit) {
+  Context two(cpu_engine(), 2), one(cpu_engine(), 1);
+  expect_packed_is_separate(two, one, {.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16},
+                            Passes::both);
+}
+
+void expect_same_bits(Context& first, Context& second, const Case& c, Passes passes) {
   Scan a(c, DType::f32), b(c, DType::f32);
-  for (auto [scan, ctx] : {std::pair{&a, &one}, {&b, &two}}) {
+  for (auto [scan, ctx] : {std::pair{&a, &first}, {&b, &second}}) {
     scan->forward(*ctx);
-    scan->backward(*ctx);
+    if (passes == Passes::both) scan->backward(*ctx);
   }
-  for (auto [x, y] : {std::pair{&a.y, &b.y},
-                      {&a.du, &b.du},
-                      {&a.dA, &b.dA},
-                      {&a.dbc, &b.dbc},
-                      {&a.dD, &b.dD},
-                      {&a.ddt_bias, &b.ddt_bias},
-                      {&a.dstate, &b.dstate}})
-    EXPECT_TRUE(op_test::bitwise_equal(*x, *y));
+  std::vector<std::pair<TestTensor*, TestTensor*>> outputs = {{&a.y, &b.y}, {&a.state, &b.state}};
+  if (passes == Passes::both)
+    for (auto [x, y] : {std::pair{&a.du, &b.du},
+                        {&a.ddt, &b.ddt},
+                        {&a.dz, &b.dz},
+                        {&a.dA, &b.dA},
+                        {&a.dbc, &b.dbc},
+                        {&a.dD, &b.dD},
+                        {&a.ddt_bias, &b.ddt_bias},
+                        {&a.dstate, &b.dstate}})
+      outputs.emplace_back(x, y);
+  for (auto [x, y] : outputs) EXPECT_TRUE(op_test::bitwise_equal(*x, *y));
+}
+
+TEST(SelectiveScan, SameBitsTwiceAndForAnyNumberOfThreads) {
+  Context one(cpu_engine(), 1), two(cpu_engine(), 2);
+  expect_same_bits(
+      one, two,
+      {.lengths = {100, 61, 3, 40, 41, 42, 43, 44, 45, 46}, .d_inner = 300, .d_state = 16},
+      Passes::both);
 }
 
 // A constant parameter given as a row that repeats (stride 0) is the same as its copies.
-TEST(SelectiveScan, RowsMayRepeat) {
-  Context cpu(cpu_engine(), 2);
+void expect_rows_may_repeat(Context& ctx, Passes passes) {
   const Case c = {.lengths = {45}, .d_inner = 18, .d_state = 16};
   Scan scan(c, DType::f32), copies(c, DType::f32);
   TestTensor row(DType::f32, {1, 16}), zeros(DType::f32, {18});
@@ -399,80 +460,98 @@ TEST(SelectiveScan, RowsMayRepeat) {
   for (int64_t t = 0; t < 45; ++t)
     for (int64_t n = 0; n < 16; ++n) copies.op.B.row<float>(t)[n] = row.view().ptr<float>()[n];
   for (Scan* s : {&scan, &copies}) {
-    s->forward(cpu);
-    s->backward(cpu);
+    s->forward(ctx);
+    if (passes == Passes::both) s->backward(ctx);
   }
   EXPECT_TRUE(op_test::bitwise_equal(scan.y, copies.y));
+  if (passes == Passes::forward) return;
   EXPECT_TRUE(op_test::bitwise_equal(scan.dbc, copies.dbc));
   EXPECT_TRUE(op_test::bitwise_equal(scan.ddt, copies.ddt));
 }
 
+TEST(SelectiveScan, RowsMayRepeat) {
+  Context cpu(cpu_engine(), 2);
+  expect_rows_may_repeat(cpu, Passes::both);
+}
+
 // With a constant input the state must reach B u / |A|: a slow mode shows every error of exp (facts
-// of DESIGN.md, section 8).
+// of DESIGN.md, section 8). By `_step` as well when it takes `max_steps` or fewer.
+void expect_gain(Context& ctx, const Tolerances& tolerances, double rate, int64_t max_steps) {
+  const int64_t chunk = 4096, rounds = static_cast<int64_t>(20 / rate) / chunk + 1;
+  TestTensor u(DType::f32, {chunk, 1}), dt(DType::f32, {chunk, 1}), A(DType::f32, {1, 1}),
+      bc(DType::f32, {chunk, 1, 1});
+  TestTensor y(DType::f32, {chunk, 1}), state(DType::f32, {1, 1, 1}),
+      stepped(DType::f32, {1, 1, 1}), start(DType::i32, {2});
+  const double delta = 0.0123, raw = std::log(std::expm1(delta));
+  const float A_value = static_cast<float>(-rate / delta);
+  // The oracle is the recurrence in double on the rounded inputs: it settles at delta / (1 -
+  // exp(delta A)).
+  dt.values(std::vector<double>(static_cast<size_t>(chunk), raw));
+  const double rounded = std::log1p(std::exp(static_cast<double>(dt.view().ptr<float>()[0])));
+  const double gain = rounded / -std::expm1(rounded * A_value);
+  u.values(std::vector<double>(static_cast<size_t>(chunk), 1));
+  bc.values(std::vector<double>(static_cast<size_t>(chunk), 1));
+  A.values({A_value});
+  state.zero();
+  stepped.zero();
+  start.values({0, static_cast<double>(chunk)});
+  SelectiveScan op = {.u = u,
+                      .dt = dt,
+                      .A = A,
+                      .B = bc,
+                      .C = bc,
+                      .D = {},
+                      .dt_bias = {},
+                      .z = {},
+                      .seq_start = start,
+                      .state = state,
+                      .slot = {},
+                      .y = y,
+                      .saved = {}};
+  for (int64_t i = 0; i < rounds; ++i) selective_scan_fwd(ctx, op);
+  EXPECT_LE(std::abs(state.to_double()[0] / gain - 1), tolerances.gain / rate) << rate;
+  if (rounds * chunk > max_steps) return;
+  for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.y}) *t = t->slice(0, 0, 1);
+  op.seq_start = Tensor();
+  op.state = stepped;
+  for (int64_t i = 0; i < rounds * chunk; ++i) selective_scan_step(ctx, op);
+  EXPECT_LE(std::abs(stepped.to_double()[0] / gain - 1), tolerances.gain / rate) << "step " << rate;
+}
+
+constexpr double kSlowRates[] = {1e-1, 1e-2, 1e-3, 1e-4, 1e-5};  // delta |A|
+
 TEST(SelectiveScan, SlowModesReachTheirGain) {
   op_test::for_each_simd_target([] {
     Context cpu(cpu_engine(), 2);
-    for (double rate : {1e-1, 1e-2, 1e-3, 1e-4, 1e-5}) {
-      const int64_t chunk = 4096, rounds = static_cast<int64_t>(20 / rate) / chunk + 1;
-      TestTensor u(DType::f32, {chunk, 1}), dt(DType::f32, {chunk, 1}), A(DType::f32, {1, 1}),
-          bc(DType::f32, {chunk, 1, 1});
-      TestTensor y(DType::f32, {chunk, 1}), state(DType::f32, {1, 1, 1}),
-          stepped(DType::f32, {1, 1, 1}), start(DType::i32, {2});
-      const double delta = 0.0123, raw = std::log(std::expm1(delta));
-      const float A_value = static_cast<float>(-rate / delta);
-      // The oracle is the recurrence in double on the rounded inputs: it settles at delta / (1 -
-      // exp(delta A)).
-      dt.values(std::vector<double>(static_cast<size_t>(chunk), raw));
-      const double rounded = std::log1p(std::exp(static_cast<double>(dt.view().ptr<float>()[0])));
-      const double gain = rounded / -std::expm1(rounded * A_value);
-      u.values(std::vector<double>(static_cast<size_t>(chunk), 1));
-      bc.values(std::vector<double>(static_cast<size_t>(chunk), 1));
-      A.values({A_value});
-      state.zero();
-      stepped.zero();
-      start.values({0, static_cast<double>(chunk)});
-      SelectiveScan op = {.u = u,
-                          .dt = dt,
-                          .A = A,
-                          .B = bc,
-                          .C = bc,
-                          .D = {},
-                          .dt_bias = {},
-                          .z = {},
-                          .seq_start = start,
-                          .state = state,
-                          .slot = {},
-                          .y = y,
-                          .saved = {}};
-      for (int64_t i = 0; i < rounds; ++i) selective_scan_fwd(cpu, op);
-      EXPECT_LE(std::abs(state.to_double()[0] / gain - 1), 1e-7 / rate) << rate;
-      if (rate < 1e-3) continue;
-      for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.y}) *t = t->slice(0, 0, 1);
-      op.seq_start = Tensor();
-      op.state = stepped;
-      for (int64_t i = 0; i < rounds * chunk; ++i) selective_scan_step(cpu, op);
-      EXPECT_LE(std::abs(stepped.to_double()[0] / gain - 1), 1e-7 / rate) << "step " << rate;
-    }
+    for (double rate : kSlowRates) expect_gain(cpu, kCpu, rate, 20480);
   });
+}
+
+void expect_extremes_stay_finite(Context& ctx, Passes passes) {
+  const Case c = {.lengths = {70}, .d_inner = 19, .d_state = 16};
+  Scan scan(c, DType::f32);
+  Rng rng(9);
+  scan.u.uniform(rng, -1e4, 1e4);
+  scan.dt.uniform(rng, -100, 100);
+  scan.dt_bias.zero();
+  std::vector<double> A;
+  for (int i = 0; i < 19 * 16; ++i) A.push_back(-std::exp(rng.uniform(-10, 10)));
+  scan.A.values(A);
+  scan.forward(ctx);
+  std::vector<const TestTensor*> outputs = {&scan.y, &scan.state};
+  if (passes == Passes::both) {
+    scan.backward(ctx);
+    outputs.insert(outputs.end(),
+                   {&scan.du, &scan.ddt, &scan.dA, &scan.dbc, &scan.dz, &scan.dstate});
+  }
+  for (const TestTensor* t : outputs)
+    for (double v : t->to_double()) ASSERT_TRUE(std::isfinite(v));
 }
 
 TEST(SelectiveScan, ExtremesStayFinite) {
   op_test::for_each_simd_target([] {
     Context cpu(cpu_engine(), 2);
-    const Case c = {.lengths = {70}, .d_inner = 19, .d_state = 16};
-    Scan scan(c, DType::f32);
-    Rng rng(9);
-    scan.u.uniform(rng, -1e4, 1e4);
-    scan.dt.uniform(rng, -100, 100);
-    scan.dt_bias.zero();
-    std::vector<double> A;
-    for (int i = 0; i < 19 * 16; ++i) A.push_back(-std::exp(rng.uniform(-10, 10)));
-    scan.A.values(A);
-    scan.forward(cpu);
-    scan.backward(cpu);
-    for (const TestTensor* t :
-         {&scan.y, &scan.state, &scan.du, &scan.ddt, &scan.dA, &scan.dbc, &scan.dz, &scan.dstate})
-      for (double v : t->to_double()) ASSERT_TRUE(std::isfinite(v));
+    expect_extremes_stay_finite(cpu, Passes::both);
   });
 }
 
@@ -493,6 +572,87 @@ TEST(SelectiveScan, WrongArgumentsAreRefused) {
   refused([&](SelectiveScan& op) { starts.values({0, 8, 7}), op.seq_start = starts; });
   refused([&](SelectiveScan& op) { slots.values({1, 1}), op.slot = slots; });
   refused([&](SelectiveScan& op) { slots.values({0, 4}), op.slot = slots; });
+}
+
+// What the GPU's kernels branch on: tiles (32 tokens), saved states (64), segments (512), channels
+// of a block (16 and 32), states of a lane, vector loads or not.
+const std::vector<Case>& cuda_cases() {
+  static const std::vector<Case> all = {
+      {.lengths = {63, 64, 65, 128, 1}, .d_inner = 33, .d_state = 16, .strided = true},
+      {.lengths = {511, 512, 513, 0, 1025}, .d_inner = 36, .d_state = 16},
+      {.lengths = {1700}, .d_inner = 64, .d_state = 16, .n_groups = 2, .state = false},
+      {.lengths = {1536, 3}, .d_inner = 20, .d_state = 7, .z = false, .strided = true},
+      {.lengths = {600, 70}, .d_inner = 24, .d_state = 17, .n_groups = 3},
+      {.lengths = {1100}, .d_inner = 12, .d_state = 128},
+      {.lengths = {520, 30}, .d_inner = 40, .d_state = 256, .n_groups = 5, .D = false},
+      {.lengths = std::vector<int>(300, 5), .d_inner = 48, .d_state = 16},
+  };
+  return all;
+}
+
+TEST(SelectiveScanCuda, ForwardMatchesTheReference) {
+  op_test::on_cuda([](Context& ctx) {
+    for (const auto* list : {&cases(), &cuda_cases()})
+      for (const Case& c : *list)
+        for (DType type : {DType::f32, DType::bf16}) {
+          SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
+          expect_forward_like_reference(ctx, kCuda, c, type);
+        }
+  });
+}
+
+TEST(SelectiveScanCuda, LongSequencesKeepTheTolerance) {
+  op_test::on_cuda([](Context& ctx) {
+    expect_forward_like_reference(ctx, kCuda, {.lengths = {100001}, .d_inner = 8, .d_state = 16},
+                                  DType::f32);
+    expect_forward_like_reference(ctx, kCuda, {.lengths = {2048}, .d_inner = 640, .d_state = 16},
+                                  DType::bf16);
+  });
+}
+
+TEST(SelectiveScanCuda, SplitAnywhereAndCarryTheState) {
+  op_test::on_cuda([](Context& ctx) {
+    expect_split_is_whole(ctx, kCuda, {.lengths = {1300}, .d_inner = 20, .d_state = 16},
+                          {1, 31, 32, 33, 64, 511, 512, 513, 1024, 1299});
+  });
+}
+
+TEST(SelectiveScanCuda, StepByStepIsTheWholePass) {
+  op_test::on_cuda([](Context& ctx) { expect_steps_are_the_pass(ctx, kCuda); });
+}
+
+// Few sequences are cut along time and channels are spread over more lanes, many are not: the same
+// bits.
+TEST(SelectiveScanCuda, ForwardPackedIsSeparateBitForBit) {
+  op_test::on_cuda([](Context& ctx) {
+    for (const Case& packed :
+         {Case{.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16},
+          Case{.lengths = {1, 2600, 0, 511, 512, 513, 1024}, .d_inner = 100, .d_state = 16},
+          Case{.lengths = std::vector<int>(24, 40), .d_inner = 512, .d_state = 16},
+          Case{.lengths = {1100, 900}, .d_inner = 33, .d_state = 64}})
+      expect_packed_is_separate(ctx, ctx, packed, Passes::forward);
+  });
+}
+
+TEST(SelectiveScanCuda, ForwardGivesTheSameBitsTwice) {
+  op_test::on_cuda([](Context& ctx) {
+    expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2000}, .d_inner = 300, .d_state = 16},
+                     Passes::forward);
+  });
+}
+
+TEST(SelectiveScanCuda, ForwardRowsMayRepeat) {
+  op_test::on_cuda([](Context& ctx) { expect_rows_may_repeat(ctx, Passes::forward); });
+}
+
+TEST(SelectiveScanCuda, SlowModesReachTheirGain) {
+  op_test::on_cuda([](Context& ctx) {
+    for (double rate : kSlowRates) expect_gain(ctx, kCuda, rate, 4096);
+  });
+}
+
+TEST(SelectiveScanCuda, ForwardExtremesStayFinite) {
+  op_test::on_cuda([](Context& ctx) { expect_extremes_stay_finite(ctx, Passes::forward); });
 }
 
 }  // namespace
