@@ -214,6 +214,38 @@ TEST_P(LanguageModel, GradientsAreAddedAndPackedOnesAreTheSum) {
         << p.name;
 }
 
+// Activations computed again are those that were thrown away: same bits, with gradients through the
+// state too.
+TEST_P(LanguageModel, RecomputingChangesNothingButMemory) {
+  const std::vector<int32_t> tokens = random_tokens(70, config.vocab_size, 17);
+  const Packed input = packed({tokens}, {1});
+  const OwnedTensor targets = tensor_of(random_tokens(70, config.vocab_size, 18)), loss(full, {70});
+  std::vector<std::vector<double>> gradients, states;
+  for (const bool recompute : {false, true}) {
+    const ParameterStore store(config, full);
+    DecodeState state(config, 2, full), dstate(config, 2, full);
+    Rng rng(19);
+    for (int64_t layer = 0; layer < config.n_layer; ++layer)
+      for (const Tensor& t :
+           {state.conv(layer), state.ssm(layer), dstate.conv(layer), dstate.ssm(layer)})
+        dispatch_float(full, [&](auto tag) {
+          using T = typename decltype(tag)::type;
+          for (int64_t i = 0; i < t.size(); ++i) t.ptr<T>()[i] = static_cast<T>(rng.normal());
+        });
+    TrainingBatch batch = {.input = input.view(), .targets = targets};
+    batch.state = &state;
+    batch.dstate = &dstate;
+    batch.recompute = recompute;
+    forward_backward(ctx, model.weights(), batch, store.parameters(), loss);
+    gradients.push_back(to_double(store.flat()));
+    states.push_back(to_double(dstate.conv(0)));
+    states.push_back(to_double(state.ssm(1)));
+  }
+  EXPECT_EQ(gradients[0], gradients[1]);
+  EXPECT_EQ(states[0], states[2]);
+  EXPECT_EQ(states[1], states[3]);
+}
+
 INSTANTIATE_TEST_SUITE_P(Engines, LanguageModel,
                          testing::Values(Run{"reference_f64", reference_engine, DType::f64, 1e-13},
                                          Run{"reference_f32", reference_engine, DType::f32, 1e-6},

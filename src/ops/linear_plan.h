@@ -1,0 +1,41 @@
+// How the linear layer's own CUDA kernels cut their work (products by cuBLASLt need no plan).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace krait {
+
+// gemm_tiled: one block of kThreads for each kTile x kTile tile of c, k in panels of kPanel.
+struct GemmTiledPlan {
+  static constexpr int kTile = 64, kPanel = 16, kThreads = 256;
+  // Panels whose products are summed by themselves before they join the total: shorter chains of
+  // additions. A constant, so that an element's bits depend on k alone.
+  static constexpr int kPanelsPerSum = 16;
+  int64_t tiles_m = 0, tiles_n = 0;  // grid x and y
+
+  static GemmTiledPlan make(int64_t m, int64_t n) {
+    return {.tiles_m = (m + kTile - 1) / kTile, .tiles_n = (n + kTile - 1) / kTile};
+  }
+};
+
+// linear_dbias: a block sums kColumns columns of rows_per_block rows, kLanes rows at a time; then
+// a second kernel sums the blocks' results.
+struct LinearDbiasPlan {
+  static constexpr int kColumns = 64, kLanes = 4, kThreads = kColumns * kLanes;
+  static constexpr int64_t kMinRows = 64, kBlocksWanted = 1024;
+  int64_t column_blocks = 0, row_blocks = 0;  // grid x and y
+  int64_t rows_per_block = 0;                 // a multiple of kLanes
+
+  static LinearDbiasPlan make(int64_t tokens, int64_t out_features) {
+    LinearDbiasPlan plan;
+    plan.column_blocks = (out_features + kColumns - 1) / kColumns;
+    const int64_t wanted = std::max<int64_t>(1, kBlocksWanted / plan.column_blocks);
+    const int64_t rows = std::max(kMinRows, (tokens + wanted - 1) / wanted);
+    plan.rows_per_block = (rows + kLanes - 1) / kLanes * kLanes;
+    plan.row_blocks = (tokens + plan.rows_per_block - 1) / plan.rows_per_block;
+    return plan;
+  }
+};
+
+}  // namespace krait
