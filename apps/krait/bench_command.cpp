@@ -128,7 +128,7 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
 struct OpBenchFlags {
   ComputeFlags compute;
   std::string op = "all", size = "130m";
-  int64_t prompt = 512, sequences = 1;
+  int64_t prompt = 512, sequences = 1, d_inner = 0, d_state = 0;
   bool json = false;
 };
 
@@ -138,8 +138,8 @@ int run_op(const OpBenchFlags& flags) {
   shape.tokens = flags.prompt;
   shape.num_seqs = flags.sequences;
   shape.d_model = c.d_model;
-  shape.d_inner = c.d_inner;
-  shape.d_state = c.d_state;
+  shape.d_inner = flags.d_inner > 0 ? flags.d_inner : c.d_inner;
+  shape.d_state = flags.d_state > 0 ? flags.d_state : c.d_state;
   shape.d_conv = c.d_conv;
   shape.dt_rank = c.dt_rank;
   shape.vocab_size = c.vocab_size;
@@ -151,8 +151,9 @@ int run_op(const OpBenchFlags& flags) {
   char line[200];
   if (!flags.json)
     write_stdout(
-        "op               pass  shape                            dtype        ms  floor ms    x "
-        "floor\n");
+        "op               pass  shape                    dtype        ms     GB/s  TFLOP/s  floor "
+        "ms "
+        "% of floor\n");
   bench_op(*ctx, flags.op, shape, [&](const OpTime& t) {
     if (flags.json) {
       rows.push_back({{"op", t.op},
@@ -161,12 +162,14 @@ int run_op(const OpBenchFlags& flags) {
                       {"dtype", t.dtype},
                       {"ms", t.ms},
                       {"floor_ms", t.floor_ms},
+                      {"gb_per_s", t.gb_per_s},
+                      {"tflop_per_s", t.tflop_per_s},
                       {"bound", t.bound}});
       return;
     }
-    std::snprintf(line, sizeof line, "%-16s %-5s %-32s %-5s %9.4f %9.4f  %5.2f (%s)\n",
-                  t.op.c_str(), t.pass.c_str(), t.shape.c_str(), t.dtype.c_str(), t.ms, t.floor_ms,
-                  t.ms / t.floor_ms, t.bound.c_str());
+    std::snprintf(line, sizeof line, "%-16s %-5s %-24s %-5s %9.4f %8.0f %8.2f %9.4f %5.0f (%s)\n",
+                  t.op.c_str(), t.pass.c_str(), t.shape.c_str(), t.dtype.c_str(), t.ms, t.gb_per_s,
+                  t.tflop_per_s, t.floor_ms, 100 * t.floor_ms / t.ms, t.bound.c_str());
     write_stdout(line);
     flush_stdout();
   });
@@ -190,10 +193,14 @@ void add_op_bench(CLI::App& bench, CommandList& out) {
       ->add_option("--sequences", flags->sequences, "Sequences of equal length that they make up")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
+  command->add_option("--d-inner", flags->d_inner, "Channels, instead of the model's")
+      ->check(CLI::Range(1, 1 << 20));
+  command->add_option("--d-state", flags->d_state, "States of a channel, instead of the model's")
+      ->check(CLI::Range(1, 256));
   flags->compute.add_to(*command);
   command->add_flag("--json", flags->json,
                     "Print a list of {\"op\", \"pass\", \"shape\", \"dtype\", \"ms\", "
-                    "\"floor_ms\", \"bound\"}");
+                    "\"floor_ms\", \"gb_per_s\", \"tflop_per_s\", \"bound\"}");
   out.push_back({command, [flags] { return run_op(*flags); }});
 }
 

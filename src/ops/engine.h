@@ -27,10 +27,19 @@ struct Engine {
 
   // Ops may return before their work is done; this waits for all of it.
   void (*synchronize)(Context&);
+  // A place behind all work queued so far, put in `mark` (which may hold an earlier one); wait
+  // returns when the work before it is done, at once where there is no mark.
+  void (*mark)(Context&, std::shared_ptr<void>& mark);
+  void (*wait)(Context&, const std::shared_ptr<void>& mark);
   // Runs body and gives the work that it queued as a recording, which has not been done yet; replay
   // queues it as a whole. Null where the engine does not record.
   std::shared_ptr<void> (*record)(Context&, const std::function<void()>& body);
   void (*replay)(Context&, const std::shared_ptr<void>& recording);
+
+  // What the machine can do at best, measured: bytes per second read (on a GPU: read and written by
+  // a copy), exps per second.
+  double (*read_bandwidth)(Context&);
+  double (*exp_rate)(Context&);
 
   void (*embedding_fwd)(Context&, const Embedding&);
   void (*embedding_bwd)(Context&, const Embedding&, const EmbeddingGrad&);
@@ -53,6 +62,7 @@ struct Engine {
   void (*round_elements)(Context&, const Tensor&, const Tensor&);
   void (*negative_exp)(Context&, const Tensor&, const Tensor&);
   void (*add_product)(Context&, const Tensor&, const Tensor&, const Tensor&);
+  void (*sum_elements)(Context&, const Tensor&, const Tensor&);
 };
 
 // The specification: scalar code in the inputs' precision or, with f64 tensors, wholly in double.
@@ -84,17 +94,24 @@ const Engine& cpu_engine();
   void copy_elements(Context&, const Tensor&, const Tensor&);                        \
   void round_elements(Context&, const Tensor&, const Tensor&);                       \
   void negative_exp(Context&, const Tensor&, const Tensor&);                         \
-  void add_product(Context&, const Tensor&, const Tensor&, const Tensor&);
+  void add_product(Context&, const Tensor&, const Tensor&, const Tensor&);           \
+  void sum_elements(Context&, const Tensor&, const Tensor&);
 
 namespace reference {
 KRAIT_DECLARE_ENGINE_OPS
 }
 namespace cpu {
 KRAIT_DECLARE_ENGINE_OPS
-}
+double read_bandwidth(Context&);
+double exp_rate(Context&);
+}  // namespace cpu
 namespace cuda {  // in a module of its own: cuda_engine.h
 KRAIT_DECLARE_ENGINE_OPS
+double read_bandwidth(Context&);
+double exp_rate(Context&);
 void synchronize(Context&);
+void mark(Context&, std::shared_ptr<void>&);
+void wait(Context&, const std::shared_ptr<void>&);
 std::shared_ptr<void> record(Context&, const std::function<void()>&);
 void replay(Context&, const std::shared_ptr<void>&);
 }  // namespace cuda

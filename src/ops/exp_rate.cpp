@@ -26,12 +26,12 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "core/threads.h"
-#include "ops/exp_rate.h"
+#include "ops/engine.h"
 
 namespace krait {
 HWY_EXPORT(exp_rounds);
 
-double measure_exp_rate(Context& ctx) {
+double cpu::exp_rate(Context& ctx) {
   constexpr size_t kCount = 2048;
   constexpr int kRounds = 1000;
   const int64_t threads = ctx.threads();

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <vector>
 
 #include "core/threads.h"
 #include "ops/engine.h"
@@ -62,7 +63,7 @@ double best_of(int runs, F&& f) {
 
 }  // namespace
 
-double measure_read_bandwidth(Context& ctx) {
+double cpu::read_bandwidth(Context& ctx) {
   constexpr int64_t kBytes = int64_t{512} << 20, kCount = kBytes / 4, kGrain = 1 << 14;
   constexpr int kRuns = 8;
   const Buffer memory(kBytes);
@@ -75,22 +76,52 @@ double measure_read_bandwidth(Context& ctx) {
       if (word == 0) sink = 1;
     });
   });
-  return static_cast<double>(kBytes) / seconds * 1e-9;
+  return static_cast<double>(kBytes) / seconds;
 }
+
+double measure_read_bandwidth(Context& ctx) { return ctx.engine().read_bandwidth(ctx) * 1e-9; }
+
+double measure_exp_rate(Context& ctx) { return ctx.engine().exp_rate(ctx); }
 
 double measure_gemm_rate(Context& ctx, DType dtype) {
   constexpr int kRuns = 5;
+  const bool host = ctx.memory().on_host();
+  const std::vector<std::array<int64_t, 3>> shapes =
+      host ? std::vector<std::array<int64_t, 3>>{{1024, 4096, 2048},
+                                                 {2048, 1536, 768},
+                                                 {2048, 768, 3072}}
+           : std::vector<std::array<int64_t, 3>>{{8192, 8192, 8192}};
   double rate = 0;
-  for (const auto& [tokens, in, out] :
-       {std::array<int64_t, 3>{1024, 4096, 2048}, std::array<int64_t, 3>{2048, 1536, 768},
-        std::array<int64_t, 3>{2048, 768, 3072}}) {
-    const OwnedTensor x(dtype, {tokens, in}), weight(dtype, {out, in});
-    const OwnedTensor y(dtype, {tokens, out});
+  for (const auto& [tokens, in, out] : shapes) {
+    const OwnedTensor x(dtype, {tokens, in}, ctx.memory()), weight(dtype, {out, in}, ctx.memory());
+    const OwnedTensor y(dtype, {tokens, out}, ctx.memory());
+    Rng rng(1);
+    fill_random(x, ctx.memory(), rng, -1, 1);
+    fill_random(weight, ctx.memory(), rng, -1, 1);
     const Linear op = {.x = x, .weight = weight, .bias = {}, .y = y};
-    const double seconds = best_of(kRuns, [&] { ctx.engine().linear_fwd(ctx, op); });
+    const double seconds = best_of(kRuns, [&] {
+      ctx.engine().linear_fwd(ctx, op);
+      ctx.engine().synchronize(ctx);
+    });
     rate = std::max(rate, linear_cost(op).flops / seconds * 1e-9);
   }
   return rate;
+}
+
+void fill_random(const Tensor& t, Memory& memory, Rng& rng, double low, double high) {
+  constexpr int64_t kPattern = (1 << 20) + 7;  // elements; no multiple of a row
+  const int64_t count = std::min(t.size(), kPattern);
+  const size_t width = size_of(t.dtype);
+  const Buffer pattern(static_cast<size_t>(count) * width);
+  dispatch_f32_bf16(t.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t i = 0; i < count; ++i)
+      static_cast<T*>(pattern.data())[i] =
+          static_cast<T>(static_cast<float>(rng.uniform(low, high)));
+  });
+  for (int64_t done = 0; done < t.size(); done += count)
+    memory.upload(static_cast<char*>(t.data) + static_cast<size_t>(done) * width, pattern.data(),
+                  static_cast<size_t>(std::min(count, t.size() - done)) * width);
 }
 
 }  // namespace krait

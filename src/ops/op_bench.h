@@ -18,8 +18,9 @@ struct OpShape {
 
 struct OpTime {
   std::string op, pass, shape, dtype;  // pass: fwd, bwd or step
-  double ms, floor_ms;                 // best of several runs
-  std::string bound;                   // what the floor is made of: "bytes", "flops" or "exps"
+  double ms, floor_ms;                 // of several runs the best, on a GPU the median
+  double gb_per_s, tflop_per_s;  // bytes and operations that the op's cost() counts, by its time
+  std::string bound;             // what the floor is made of: "bytes", "flops" or "exps"
 };
 
 // Names of the ops that can be timed.

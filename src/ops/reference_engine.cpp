@@ -5,7 +5,9 @@ namespace krait {
 const Engine& reference_engine() {
   static const Engine engine = KRAIT_ENGINE_TABLE(
       reference, .memory = host_memory, .transfer_memory = host_memory, .scan_chunk = 32,
-      .synchronize = [](Context&) {}, .record = nullptr, .replay = nullptr);
+      .synchronize = [](Context&) {}, .mark = [](Context&, std::shared_ptr<void>&) {},
+      .wait = [](Context&, const std::shared_ptr<void>&) {}, .record = nullptr, .replay = nullptr,
+      .read_bandwidth = cpu::read_bandwidth, .exp_rate = cpu::exp_rate);
   return engine;
 }
 

@@ -62,7 +62,8 @@ const Engine& engine() {
     if (!gpu.problem.empty()) throw Error("cannot use the GPU", gpu.name, "", gpu.problem);
     return Engine KRAIT_ENGINE_TABLE(
         cuda, .memory = device_memory, .transfer_memory = pinned_memory, .scan_chunk = kScanChunk,
-        .synchronize = synchronize, .record = record, .replay = replay);
+        .synchronize = synchronize, .mark = mark, .wait = wait, .record = record, .replay = replay,
+        .read_bandwidth = read_bandwidth, .exp_rate = exp_rate);
   }();
   return table;
 }
