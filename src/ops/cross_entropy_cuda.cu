@@ -217,11 +217,11 @@ void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyG
                        logits;  // in T, each row at the start of the f32 row it replaces
                    dlogits.dtype = op.x.dtype;
                    dlogits.stride[0] *= static_cast<int64_t>(sizeof(float) / size_of(op.x.dtype));
-                   linear_bwd(ctx, {.x = chunk.x, .weight = op.weight, .bias = {}, .y = {}},
-                              {.dy = dlogits,
-                               .dx = grad.dx.slice(0, begin, begin + logits.shape[0]),
-                               .dweight = grad.dweight,
-                               .dbias = {}});
+                   cuda::linear_bwd(ctx, {.x = chunk.x, .weight = op.weight, .bias = {}, .y = {}},
+                                    {.dy = dlogits,
+                                     .dx = grad.dx.slice(0, begin, begin + logits.shape[0]),
+                                     .dweight = grad.dweight,
+                                     .dbias = {}});
                  });
 }
 

@@ -8,6 +8,17 @@
 namespace krait::op_test {
 namespace {
 
+// An implementation, and the error that its engine is allowed in the loss.
+struct Passes {
+  void (*fwd)(Context&, const CrossEntropy&);
+  void (*bwd)(Context&, const CrossEntropy&, const CrossEntropyGrad&);
+  double tolerance;
+};
+const Passes kCpu = {cpu::cross_entropy_fwd, cpu::cross_entropy_bwd, 1e-6};
+Passes cuda_passes(Context& ctx) {
+  return {ctx.engine().cross_entropy_fwd, ctx.engine().cross_entropy_bwd, 3e-6};
+}
+
 struct Shape {
   int64_t tokens, d_model, vocab_size;
 };
@@ -79,17 +90,16 @@ TEST(CrossEntropy, UniformLogitsGiveLogVocabSize) {
   EXPECT_NEAR(c.loss.to_double()[0], std::log(50.0), 1e-14);
 }
 
-void check_against_reference(DType dtype, const Shape& s) {
+void check_against_reference(Context& ctx, const Passes& passes, DType dtype, const Shape& s) {
   SCOPED_TRACE(testing::Message() << s.tokens << " x " << s.d_model << " x " << s.vocab_size << " "
                                   << name_of(dtype));
-  Context ctx(reference_engine(), 2);
   Case c(dtype, s, 11), oracle(c, s);
   reference::cross_entropy_bwd(ctx, oracle.op(), oracle.grad());
-  cpu::cross_entropy_fwd(ctx, c.op());
-  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), 1e-6));
+  passes.fwd(ctx, c.op());
+  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), passes.tolerance));
   c.loss.values(std::vector<double>(static_cast<size_t>(s.tokens), std::nan("")));
-  cpu::cross_entropy_bwd(ctx, c.op(), c.grad());
-  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), 1e-6));
+  passes.bwd(ctx, c.op(), c.grad());
+  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), passes.tolerance));
   if (dtype == DType::bf16) {
     EXPECT_TRUE(close_bf16(c.dx, oracle.dx.to_double()));
     EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 2 * 1.7e-3));  // dlogits are bf16
@@ -101,73 +111,139 @@ void check_against_reference(DType dtype, const Shape& s) {
 }
 
 TEST(CrossEntropy, CpuMatchesReference) {
-  for_each_simd_target([] {
+  Context ctx(reference_engine(), 2);
+  for_each_simd_target([&] {
     for (const Shape& s : kShapes)
-      for (DType dtype : {DType::f32, DType::bf16}) check_against_reference(dtype, s);
+      for (DType dtype : {DType::f32, DType::bf16}) check_against_reference(ctx, kCpu, dtype, s);
+  });
+}
+
+// Vocabularies about the widths that a warp and the blocks take, and several chunks of tokens.
+TEST(CrossEntropyCuda, MatchesReference) {
+  on_cuda([](Context& ctx) {
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      for (const Shape& s : kShapes) check_against_reference(ctx, cuda_passes(ctx), dtype, s);
+      for (const Shape& s :
+           {Shape{70, 64, 511}, Shape{300, 64, 1024}, Shape{100, 32, 1025}, Shape{50, 16, 8192},
+            Shape{50, 16, 8193}, Shape{4, 8, 50280}, Shape{9, 8, 262144}})
+        check_against_reference(ctx, cuda_passes(ctx), dtype, s);
+    }
+    check_against_reference(ctx, cuda_passes(ctx), DType::bf16, {3000, 2, 131071});
   });
 }
 
 TEST(CrossEntropy, WideningMatchesReference) {
+  Context ctx(reference_engine(), 2);
   cpu::force_widening(true);
-  for (const Shape& s : kShapes) check_against_reference(DType::bf16, s);
+  for (const Shape& s : kShapes) check_against_reference(ctx, kCpu, DType::bf16, s);
   cpu::force_widening(false);
 }
 
-TEST(CrossEntropy, IgnoredTargetsGiveNothing) {
-  Context ctx(reference_engine(), 2);
+void expect_nothing_from_ignored(Context& ctx, const Passes& passes) {
   for (DType dtype : {DType::f32, DType::bf16})
-    for (const auto bwd : {reference::cross_entropy_bwd, cpu::cross_entropy_bwd}) {
-      Case c(dtype, {20, 6, 9}, 2);
+    for (int64_t vocab_size : {9, 9000}) {
+      Case c(dtype, {20, 6, vocab_size}, 2);
       c.targets.values(std::vector<double>(20, -1));
       const std::vector<double> before = c.dweight.to_double();
-      bwd(ctx, c.op(), c.grad());
+      passes.bwd(ctx, c.op(), c.grad());
       EXPECT_EQ(c.loss.to_double(), std::vector<double>(20, 0));
       EXPECT_EQ(c.dx.to_double(), std::vector<double>(120, 0));
       EXPECT_EQ(c.dweight.to_double(), before);
     }
 }
 
-// Logits so large that e^logit overflows, and losses of thousands.
-TEST(CrossEntropy, LargeLogitsStayFinite) {
+TEST(CrossEntropy, IgnoredTargetsGiveNothing) {
   Context ctx(reference_engine(), 2);
+  for (const auto bwd : {reference::cross_entropy_bwd, cpu::cross_entropy_bwd})
+    expect_nothing_from_ignored(ctx, {nullptr, bwd, 0});
+}
+
+TEST(CrossEntropyCuda, IgnoredTargetsGiveNothing) {
+  on_cuda([](Context& ctx) { expect_nothing_from_ignored(ctx, cuda_passes(ctx)); });
+}
+
+// Logits so large that e^logit overflows, and losses of thousands.
+void expect_finite(Context& ctx, const Passes& passes) {
   const Shape s = {20, 16, 300};
   Case c(DType::f32, s, 2), oracle(c, s);
   Rng rng(1);
   c.x.normal(rng, 300);
   oracle.x.copy(c.x);
   reference::cross_entropy_bwd(ctx, oracle.op(), oracle.grad());
-  cpu::cross_entropy_bwd(ctx, c.op(), c.grad());
-  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), 1e-6));
+  passes.bwd(ctx, c.op(), c.grad());
+  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), passes.tolerance));
   EXPECT_TRUE(close(c.dx, oracle.dx.to_double(), 1e-4));  // p moves by the logit's rounding, 1e-4
+}
+
+TEST(CrossEntropy, LargeLogitsStayFinite) {
+  Context ctx(reference_engine(), 2);
+  expect_finite(ctx, kCpu);
+}
+
+TEST(CrossEntropyCuda, LargeLogitsStayFinite) {
+  on_cuda([](Context& ctx) { expect_finite(ctx, cuda_passes(ctx)); });
+}
+
+void expect_optional_arguments(Context& ctx, const Passes& passes) {
+  Case a(DType::f32, {20, 6, 9}, 2), b(DType::f32, {20, 6, 9}, 2);
+  passes.bwd(ctx, a.op(), a.grad());
+  CrossEntropyGrad grad = b.grad();
+  grad.dweight = {};
+  passes.bwd(ctx, b.op(), grad);
+  EXPECT_TRUE(bitwise_equal(a.dx, b.dx));
+  Case none(DType::f32, {0, 6, 9}, 2);
+  const std::vector<double> before = none.dweight.to_double();
+  passes.bwd(ctx, none.op(), none.grad());
+  EXPECT_EQ(none.dweight.to_double(), before);
 }
 
 TEST(CrossEntropy, NoWeightGradientAndNoTokens) {
   Context ctx(reference_engine(), 2);
-  Case a(DType::f32, {20, 6, 9}, 2), b(DType::f32, {20, 6, 9}, 2);
-  cpu::cross_entropy_bwd(ctx, a.op(), a.grad());
-  CrossEntropyGrad grad = b.grad();
-  grad.dweight = {};
-  cpu::cross_entropy_bwd(ctx, b.op(), grad);
-  EXPECT_TRUE(bitwise_equal(a.dx, b.dx));
-  Case none(DType::f32, {0, 6, 9}, 2);
-  const std::vector<double> before = none.dweight.to_double();
-  cross_entropy_bwd(ctx, none.op(), none.grad());
-  cpu::cross_entropy_bwd(ctx, none.op(), none.grad());
-  EXPECT_EQ(none.dweight.to_double(), before);
+  for (const auto bwd : {cross_entropy_bwd, cpu::cross_entropy_bwd})
+    expect_optional_arguments(ctx, {nullptr, bwd, 0});
 }
 
-TEST(CrossEntropy, SameBitsTwiceAndForAnyThreads) {
-  Context one(reference_engine(), 1), two(reference_engine(), 2);
+TEST(CrossEntropyCuda, NoWeightGradientAndNoTokens) {
+  on_cuda([](Context& ctx) {
+    for (const auto bwd : {cross_entropy_bwd, cuda_passes(ctx).bwd})
+      expect_optional_arguments(ctx, {nullptr, bwd, 0});
+  });
+}
+
+// The host cannot read the targets of a GPU: one beyond the vocabulary shows in its loss.
+TEST(CrossEntropyCuda, TargetBeyondTheVocabularyGivesNoNumber) {
+  on_cuda([](Context& ctx) {
+    Case c(DType::f32, {3, 6, 9}, 2);
+    c.targets.values({0, 9, 1});
+    cross_entropy_fwd(ctx, c.op());
+    const std::vector<double> loss = c.loss.to_double();
+    EXPECT_TRUE(std::isfinite(loss[0]) && std::isnan(loss[1]) && std::isfinite(loss[2]));
+    cross_entropy_bwd(ctx, c.op(), c.grad());
+    EXPECT_TRUE(std::isnan(c.loss.to_double()[1]));
+  });
+}
+
+// The first context's run against two runs in the second.
+void expect_same_bits(Context& one, Context& two, const Passes& passes) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     const Shape s = {1200, 30, 130};
     Case a(dtype, s, 4), b(dtype, s, 4), c(dtype, s, 4);
     for (const auto& [ctx, k] : {std::pair{&one, &a}, std::pair{&two, &b}, std::pair{&two, &c}})
-      cpu::cross_entropy_bwd(*ctx, k->op(), k->grad());
+      passes.bwd(*ctx, k->op(), k->grad());
     for (const auto member : {&Case::loss, &Case::dx, &Case::dweight}) {
       EXPECT_TRUE(bitwise_equal(b.*member, c.*member));
       EXPECT_TRUE(bitwise_equal(a.*member, b.*member));
     }
   }
+}
+
+TEST(CrossEntropy, SameBitsTwiceAndForAnyThreads) {
+  Context one(reference_engine(), 1), two(reference_engine(), 2);
+  expect_same_bits(one, two, kCpu);
+}
+
+TEST(CrossEntropyCuda, SameBitsTwice) {
+  on_cuda([](Context& ctx) { expect_same_bits(ctx, ctx, cuda_passes(ctx)); });
 }
 
 TEST(CrossEntropy, WorkspaceIsAChunkOfLogits) {
