@@ -45,6 +45,7 @@ void adamw_range(const AdamW& op, const Factors& f, int64_t begin, int64_t end) 
 
 void adamw(Context& ctx, const AdamW& op) {
   const double beta1 = op.beta1, beta2 = op.beta2, step = static_cast<double>(op.step);
+  if (op.norm && !std::isfinite(*op.norm.ptr<float>())) return;
   double clip = 1;
   if (op.norm)
     clip = std::min(1.0, static_cast<double>(op.max_norm) / (*op.norm.ptr<float>() + 1e-6));

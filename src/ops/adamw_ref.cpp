@@ -9,6 +9,7 @@ namespace {
 template <class F>
 void update(const AdamW& op) {
   const double lr = op.lr, beta1 = op.beta1, beta2 = op.beta2, step = static_cast<double>(op.step);
+  if (op.norm && !std::isfinite(*op.norm.ptr<F>())) return;
   double clip = 1;
   if (op.norm) clip = std::min(1.0, static_cast<double>(op.max_norm) / (*op.norm.ptr<F>() + 1e-6));
   for (int64_t i = 0; i < op.param.size(); ++i) {

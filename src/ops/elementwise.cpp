@@ -46,4 +46,10 @@ void add_product(Context& ctx, const Tensor& x, const Tensor& y, const Tensor& s
   if (sum.size() > 0) ctx.engine().add_product(ctx, x, y, sum);
 }
 
+void sum_elements(Context& ctx, const Tensor& x, const Tensor& sum) {
+  KRAIT_CHECK(x.contiguous() && x.dtype == DType::f32, shape_string(x));
+  check_tensor(sum, "sum", DType::f64, {1});
+  if (x.size() > 0) ctx.engine().sum_elements(ctx, x, sum);
+}
+
 }  // namespace krait

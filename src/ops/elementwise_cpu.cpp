@@ -38,4 +38,10 @@ void add_product(Context& ctx, const Tensor& x, const Tensor& y, const Tensor& s
   });
 }
 
+void sum_elements(Context&, const Tensor& x, const Tensor& sum) {
+  double total = 0;
+  for (int64_t i = 0; i < x.size(); ++i) total += static_cast<double>(x.ptr<float>()[i]);
+  *sum.ptr<double>() += total;
+}
+
 }  // namespace krait::cpu

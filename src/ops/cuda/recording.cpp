@@ -1,4 +1,4 @@
-// Recordings of a step's kernels as CUDA graphs, and waiting for them.
+// Recordings of a step's kernels as CUDA graphs, marks in the stream, and waiting for both.
 #include "core/error.h"
 #include "ops/cuda/state.h"
 
@@ -16,10 +16,30 @@ struct Recording {
   cudaGraphExec_t executable = nullptr;
 };
 
+struct Mark {
+  Mark() { check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event"); }
+  ~Mark() { cudaEventDestroy(event); }
+  Mark(const Mark&) = delete;
+  Mark& operator=(const Mark&) = delete;
+
+  cudaEvent_t event = nullptr;
+};
+
 }  // namespace
 
 void synchronize(Context& ctx) {
   check(cudaStreamSynchronize(state_of(ctx).stream), "waiting for the GPU");
+}
+
+void mark(Context& ctx, std::shared_ptr<void>& mark) {
+  if (!mark) mark = std::make_shared<Mark>();
+  check(cudaEventRecord(static_cast<Mark*>(mark.get())->event, state_of(ctx).stream),
+        "marking a place in the stream");
+}
+
+void wait(Context&, const std::shared_ptr<void>& mark) {
+  if (mark)
+    check(cudaEventSynchronize(static_cast<Mark*>(mark.get())->event), "waiting for the GPU");
 }
 
 std::shared_ptr<void> record(Context& ctx, const std::function<void()>& body) {
