@@ -119,9 +119,12 @@ void fill_random(const Tensor& t, Memory& memory, Rng& rng, double low, double h
       static_cast<T*>(pattern.data())[i] =
           static_cast<T>(static_cast<float>(rng.uniform(low, high)));
   });
-  for (int64_t done = 0; done < t.size(); done += count)
-    memory.upload(static_cast<char*>(t.data) + static_cast<size_t>(done) * width, pattern.data(),
-                  static_cast<size_t>(std::min(count, t.size() - done)) * width);
+  const auto at = [&](int64_t element) {
+    return static_cast<char*>(t.data) + static_cast<size_t>(element) * width;
+  };
+  memory.upload(at(0), pattern.data(), static_cast<size_t>(count) * width);
+  for (int64_t done = count; done < t.size(); done += count)
+    memory.copy(at(done), at(0), static_cast<size_t>(std::min(count, t.size() - done)) * width);
 }
 
 }  // namespace krait
