@@ -1,13 +1,58 @@
-// How the CUDA engine cuts the selective scan into kernels: pure functions of shapes.
+// How the CUDA engine cuts the selective scan into blocks of threads: pure functions of shapes.
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace krait::cuda {
 
-// Tokens between the states that the forward pass saves for the backward pass: the state before token
-// t, for every t that is a multiple of this behind its sequence's start (and not the start), lies at
-// slot t / kScanChunk - 1 of (slot, d_inner, d_state).
+// Tokens between the states that the forward pass saves for the backward pass: the state before
+// token t, for every t that is a multiple of this behind its sequence's start (and not the start),
+// lies at slot t / kScanChunk - 1 of (slot, d_inner, d_state).
 inline constexpr int64_t kScanChunk = 64;
+
+// Sequences longer than this are cut into segments of this many tokens. The state that a segment
+// but the first and the last ends with is exp(A sum of delta) times the state that it starts with,
+// plus the state that it ends with from zero; so are the bits, whether its segments are scanned
+// side by side or one after the other.
+inline constexpr int64_t kScanSegment = 512;
+// Segment j of sequence s has slot start_s / kScanSegment + s + j, all of them distinct.
+inline constexpr int64_t scan_segment_slots(int64_t tokens, int64_t num_seqs) {
+  return tokens / kScanSegment + num_seqs;
+}
+
+inline constexpr int kChainThreads = 128;  // of the kernel that goes from segment to segment
+
+struct ScanShape {
+  int64_t tokens, num_seqs, d_inner, d_state, n_groups;
+};
+
+// A block scans some channels of one sequence (or of one segment) from its start to its end.
+// `lanes` neighbouring threads share a channel, each has `lane_states` of its states.
+struct ScanForwardPlan {
+  int lanes, lane_states;
+  int channels;    // of a block, all of one group
+  bool segmented;  // segments side by side: their ends from zero, then their starts, then the scan
+  int64_t group_blocks, channel_blocks;  // of a group's channels, of all channels
+  int64_t pieces;                        // sequences or slots of segments, at most
+  int64_t blocks;                        // in grid.x
+  int64_t chain_blocks;                  // of the kernel that finds segments' starts
+  int64_t start_states;                  // floats of scratch memory: states of segments
+  int64_t delta_sums;                    // floats of scratch memory: sums of delta of segments
+
+  int threads() const { return lanes * channels; }
+  std::string to_string() const;
+};
+
+ScanForwardPlan plan_selective_scan_fwd(const ScanShape&, int multiprocessors);
+
+// One token for each sequence: `lanes` neighbouring threads share a channel, four states at a time.
+struct ScanStepPlan {
+  int lanes;
+  int threads;
+  int64_t blocks;
+};
+
+ScanStepPlan plan_selective_scan_step(const ScanShape&);
 
 }  // namespace krait::cuda

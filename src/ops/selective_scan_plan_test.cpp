@@ -1,0 +1,107 @@
+#include "ops/selective_scan_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "core/error.h"
+
+namespace krait::cuda {
+namespace {
+
+constexpr int kMultiprocessors[] = {1, 16, 132};
+
+std::vector<ScanShape> shapes() {
+  std::vector<ScanShape> all;
+  for (int64_t d_inner : {1, 3, 16, 33, 1024, 1536, 5120, 1 << 20})
+    for (int64_t d_state : {1, 2, 15, 16, 17, 64, 65, 128, 129, 256})
+      for (int64_t num_seqs : {1, 2, 8, 1000})
+        for (int64_t length : {1, 31, 512, 513, 2048, (1 << 20) + 1})
+          if (d_inner * num_seqs * length <= int64_t{1} << 41)
+            all.push_back({length * num_seqs, num_seqs, d_inner, d_state, 1});
+  all.push_back({.tokens = 700, .num_seqs = 3, .d_inner = 24, .d_state = 16, .n_groups = 8});
+  all.push_back({.tokens = 5, .num_seqs = 9, .d_inner = 4, .d_state = 16, .n_groups = 4});
+  return all;
+}
+
+TEST(SelectiveScanPlan, CoversEveryChannelAndState) {
+  for (const ScanShape& s : shapes())
+    for (int multiprocessors : kMultiprocessors) {
+      const ScanForwardPlan plan = plan_selective_scan_fwd(s, multiprocessors);
+      SCOPED_TRACE(plan.to_string());
+      ASSERT_GE(plan.lanes * plan.lane_states, s.d_state);
+      ASSERT_GE(plan.group_blocks * plan.channels, s.d_inner / s.n_groups);
+      ASSERT_EQ(plan.channel_blocks, plan.group_blocks * s.n_groups);
+      ASSERT_EQ(plan.blocks, plan.pieces * plan.channel_blocks);
+      ASSERT_GE(plan.pieces, s.num_seqs);
+    }
+}
+
+TEST(SelectiveScanPlan, KeepsTheGpusLimits) {
+  for (const ScanShape& s : shapes())
+    for (int multiprocessors : kMultiprocessors) {
+      const ScanForwardPlan plan = plan_selective_scan_fwd(s, multiprocessors);
+      SCOPED_TRACE(plan.to_string());
+      ASSERT_LE(plan.threads(), 1024);
+      ASSERT_EQ(plan.threads() % 32, 0);
+      ASSERT_LT(plan.blocks, int64_t{1} << 31);
+      ASSERT_LT(plan.chain_blocks, int64_t{1} << 31);
+    }
+}
+
+TEST(SelectiveScanPlan, RefusesMoreBlocksThanAGridHas) {
+  const ScanShape s = {
+      .tokens = 1 << 30, .num_seqs = 1 << 30, .d_inner = 4096, .d_state = 16, .n_groups = 1};
+  EXPECT_THROW(plan_selective_scan_fwd(s, 132), CheckFailure);
+  EXPECT_THROW(plan_selective_scan_step(s), CheckFailure);
+}
+
+// Scratch memory grows with tokens x d_inner, and is none where nothing is cut.
+TEST(SelectiveScanPlan, ScratchMemoryIsLinear) {
+  for (const ScanShape& s : shapes())
+    for (int multiprocessors : kMultiprocessors) {
+      const ScanForwardPlan plan = plan_selective_scan_fwd(s, multiprocessors);
+      SCOPED_TRACE(plan.to_string());
+      ASSERT_EQ(plan.start_states > 0, plan.segmented);
+      ASSERT_LE(plan.start_states, (s.tokens / kScanSegment + s.num_seqs) * s.d_inner * s.d_state);
+      ASSERT_FALSE(plan.segmented && s.tokens <= kScanSegment);
+    }
+}
+
+TEST(SelectiveScanPlan, SegmentsHaveSlotsOfTheirOwn) {
+  const std::vector<int64_t> lengths = {0, 1, 511, 512,  513,  0, 0,   1024, 1025, 5000,
+                                        1, 1, 1,   1536, 2048, 3, 512, 512,  0};
+  int64_t start = 0, next = 0, tokens = 0;
+  for (int64_t l : lengths) tokens += l;
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    const int64_t first = scan_segment_slots(start, static_cast<int64_t>(s));
+    EXPECT_GE(first, next);
+    next = first + std::max<int64_t>(1, (lengths[s] + kScanSegment - 1) / kScanSegment);
+    start += lengths[s];
+  }
+  EXPECT_LE(next, scan_segment_slots(tokens, static_cast<int64_t>(lengths.size())));
+}
+
+TEST(SelectiveScanPlan, CutsAlongTimeOnlyWhereSequencesAreFew) {
+  const auto segmented = [](int64_t num_seqs, int64_t d_inner, int64_t length) {
+    return plan_selective_scan_fwd({num_seqs * length, num_seqs, d_inner, 16, 1}, 132).segmented;
+  };
+  EXPECT_TRUE(segmented(1, 1024, 1 << 20));
+  EXPECT_TRUE(segmented(1, 256, 1 << 20));
+  EXPECT_FALSE(segmented(1, 1536, 128));
+  EXPECT_FALSE(segmented(8, 5120, 2048));
+  EXPECT_FALSE(segmented(32, 1536, 2048));
+}
+
+TEST(SelectiveScanPlan, StepCoversEveryState) {
+  for (int64_t d_state : {1, 4, 5, 16, 64, 100, 256}) {
+    const ScanStepPlan plan = plan_selective_scan_step({7, 7, 33, d_state, 1});
+    EXPECT_GE(plan.blocks * plan.threads, 7 * 33 * plan.lanes);
+    EXPECT_EQ(32 % plan.lanes, 0);
+    EXPECT_EQ(plan.threads % 32, 0);
+  }
+}
+
+}  // namespace
+}  // namespace krait::cuda
