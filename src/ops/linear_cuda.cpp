@@ -1,4 +1,5 @@
-// Linear on a GPU: products by gemm (cuBLASLt), bias and its gradient by linear_kernels.cu.
+// Linear on a GPU: few rows by linear_matvec, many by gemm (cuBLASLt), bias and its gradient by
+// linear_kernels.cu.
 #include <algorithm>
 
 #include "ops/cuda/gemm.h"
@@ -9,10 +10,8 @@ namespace {
 
 constexpr int64_t kBiasBytes = int64_t{64} << 20;  // of f32 sums that still lack the bias
 
-void product(Context& ctx, const Gemm& op) {
-  if (ctx.batch_invariant) return gemm_tiled(ctx, op);
-  gemm(ctx, op);
-}
+// Up to here linear_matvec is faster: it reads the weights at memory speed.
+constexpr int64_t kMatvecTokens = 4;
 
 // A bf16 y is rounded once, after the bias: the sums pass through the workspace in f32, some rows
 // at a time.
@@ -24,7 +23,7 @@ void fwd_rounding_after_bias(Context& ctx, const Linear& op) {
   for (int64_t begin = 0; begin < tokens; begin += step) {
     const int64_t end = std::min(tokens, begin + step);
     const Tensor part = sums.slice(0, 0, end - begin);
-    product(ctx, {.a = op.x.slice(0, begin, end), .b = transposed(op.weight), .c = part});
+    gemm(ctx, {.a = op.x.slice(0, begin, end), .b = transposed(op.weight), .c = part});
     launch_add_bias(ctx, part, op.bias, op.y.slice(0, begin, end));
   }
 }
@@ -33,8 +32,9 @@ void fwd_rounding_after_bias(Context& ctx, const Linear& op) {
 
 void linear_fwd(Context& ctx, const Linear& op) {
   if (op.x.shape[0] == 0 || op.weight.size() == 0) return;
+  if (ctx.batch_invariant || op.x.shape[0] <= kMatvecTokens) return launch_matvec(ctx, op);
   if (op.bias && op.y.dtype == DType::bf16) return fwd_rounding_after_bias(ctx, op);
-  product(ctx, {.a = op.x, .b = transposed(op.weight), .c = op.y});
+  gemm(ctx, {.a = op.x, .b = transposed(op.weight), .c = op.y});
   if (op.bias) launch_add_bias(ctx, op.y, op.bias, op.y);
 }
 

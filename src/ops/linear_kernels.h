@@ -5,6 +5,9 @@
 
 namespace krait::cuda {
 
+// y = x weight^T + bias; a row's bits do not depend on the number of rows.
+void launch_matvec(Context&, const Linear&);
+
 // to (rows, width) f32 or bf16 = from (rows, width) f32 + bias (width); from and to may be the
 // same.
 void launch_add_bias(Context&, const Tensor& from, const Tensor& bias, const Tensor& to);

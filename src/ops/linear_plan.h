@@ -19,6 +19,24 @@ struct GemmTiledPlan {
   }
 };
 
+// linear_matvec: a warp sums kRows outputs of one token, or of kMaxTokens.
+struct LinearMatvecPlan {
+  static constexpr int kRows = 4, kMaxTokens = 4, kWarps = 4, kThreads = 32 * kWarps;
+  static constexpr int64_t kMaxTokenBlocks = 65535;  // grid.y
+  int64_t output_blocks = 0,
+          token_blocks = 0;  // grid x and y; the latter's blocks may take several
+  int tokens_per_warp = 0;
+
+  static LinearMatvecPlan make(int64_t tokens, int64_t out_features) {
+    LinearMatvecPlan plan;
+    plan.output_blocks = (out_features + kRows * kWarps - 1) / (kRows * kWarps);
+    plan.tokens_per_warp = tokens == 1 ? 1 : kMaxTokens;
+    plan.token_blocks =
+        std::min(kMaxTokenBlocks, (tokens + plan.tokens_per_warp - 1) / plan.tokens_per_warp);
+    return plan;
+  }
+};
+
 // linear_dbias: a block sums kColumns columns of rows_per_block rows, kLanes rows at a time; then
 // a second kernel sums the blocks' results.
 struct LinearDbiasPlan {

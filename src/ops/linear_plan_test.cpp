@@ -19,6 +19,19 @@ TEST(LinearPlan, TilesCoverTheProduct) {
     }
 }
 
+TEST(LinearPlan, WarpsCoverEveryOutputOnce) {
+  for (int64_t tokens : {int64_t{1}, int64_t{2}, int64_t{4}, int64_t{5}, int64_t{1} << 21})
+    for (int64_t out : kExtents) {
+      const LinearMatvecPlan plan = LinearMatvecPlan::make(tokens, out);
+      constexpr int64_t kOutputs = LinearMatvecPlan::kRows * LinearMatvecPlan::kWarps;
+      EXPECT_GE(plan.output_blocks * kOutputs, out);
+      EXPECT_LT((plan.output_blocks - 1) * kOutputs, out);
+      EXPECT_LE(plan.token_blocks, kGridYLimit);
+      EXPECT_GE(plan.token_blocks, std::min(kGridYLimit, tokens / LinearMatvecPlan::kMaxTokens));
+      EXPECT_LE((plan.token_blocks - 1) * plan.tokens_per_warp, tokens);
+    }
+}
+
 TEST(LinearPlan, BlocksCoverEveryRowOnce) {
   for (int64_t tokens :
        {int64_t{1}, int64_t{5}, int64_t{64}, int64_t{65}, int64_t{100003}, (int64_t{1} << 20) + 1})
