@@ -2,6 +2,9 @@
 // walks tokens with the last inputs in registers, so that every input is read once from memory (the
 // few tokens at a run's edge are read again, from L2).
 #include "ops/causal_conv1d_plan.h"
+#include "ops/cuda/math.cuh"
+#include "ops/cuda/partial_sums.cuh"
+#include "ops/cuda/sequences.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector.cuh"
 #include "ops/cuda/vector_access.h"
@@ -39,9 +42,6 @@ struct ConvGrad {
   int64_t dy_stride, dx_stride;
 };
 
-// 1 / (1 + exp(-x)), 2 ulp: by the GPU's exp2 and reciprocal; 0 where exp(-x) overflows.
-__device__ float sigmoid(float x) { return __frcp_rn(1.0f + exp2f(-1.4426950408889634f * x)); }
-
 // Weights and bias of V channels, d_conv < 4 with zeros in front.
 template <int V>
 struct Taps {
@@ -68,16 +68,6 @@ struct Taps {
     return fmaf(weight[3][i], x3, s);
   }
 };
-
-// The sequence that token t belongs to: the last one that starts at or before it.
-__device__ int sequence_of(const int32_t* seq_start, int num_seqs, int64_t t) {
-  int low = 0, high = num_seqs;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (seq_start[middle] <= t ? low : high) = middle;
-  }
-  return low;
-}
 
 // Input t of a sequence that starts at `begin`; before that, of its initial state.
 template <int V, class T>
@@ -108,7 +98,7 @@ __global__ void __launch_bounds__(kConvThreads)
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const float s = taps.convolve(i, x0[i], x1[i], x2[i], x3[i]);
-      out[i] = op.silu ? s * sigmoid(s) : s;
+      out[i] = op.silu ? silu(s) : s;
     }
     store_vector(y + at * op.y_stride, out);
     x0 = x1, x1 = x2, x2 = x3;
@@ -168,7 +158,7 @@ __global__ void causal_conv1d_step_channels(const Conv<T> op) {
   }
   x[kBefore] = load_vector<1>(op.x + sequence * op.x_stride + channel)[0];
   const float s = taps.convolve(0, x[0], x[1], x[2], x[3]);
-  store_vector(op.y + sequence * op.y_stride + channel, constant<1>(op.silu ? s * sigmoid(s) : s));
+  store_vector(op.y + sequence * op.y_stride + channel, constant<1>(op.silu ? silu(s) : s));
 #pragma unroll
   for (int i = 0; i < kBefore; ++i) {
     const int row = i - (kBefore - rows);
@@ -204,7 +194,7 @@ struct BackwardWalk {
   // wanted.
   template <bool kSums>
   __device__ Floats<V> token(const Floats<V>& x0, const Floats<V>& dy) {
-    Floats<V> dx;
+    Floats<V> dx = constant<V>(0);
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       const float s = taps.convolve(i, x0[i], x1[i], x2[i], x3[i]);
@@ -313,31 +303,22 @@ __global__ void __launch_bounds__(kConvThreads)
   }
 }
 
-constexpr int kSumColumns = 32, kSumRows = 16;
+// Where the sums over tokens go: tap or bias of a channel.
+struct AddGradients {
+  float *dweight, *dbias;
+  int64_t d_inner;
+  int d_conv;
 
-// Grid: a block owns 32 of the kConvQuantities x d_inner sums; its rows add every 16th partial sum,
-// then the first row adds the rows: a fixed order.
-__global__ void causal_conv1d_bwd_sums(const float* partial, int64_t token_blocks, int64_t d_inner,
-                                       int d_conv, float* dweight, float* dbias) {
-  __shared__ float sums[kSumRows][kSumColumns];
-  const int64_t id = int64_t{blockIdx.x} * kSumColumns + threadIdx.x;
-  const int64_t count = kConvQuantities * d_inner;
-  float sum = 0;
-  if (id < count)
-    for (int64_t b = threadIdx.y; b < token_blocks; b += kSumRows) sum += partial[b * count + id];
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();  // every row's sum is there
-  if (threadIdx.y > 0 || id >= count) return;
-#pragma unroll
-  for (int row = 1; row < kSumRows; ++row) sum += sums[row][threadIdx.x];
-  const int64_t channel = id % d_inner;
-  const int tap = static_cast<int>(id / d_inner) - (kConvTaps - d_conv);
-  if (tap == d_conv) {
-    if (dbias) dbias[channel] += sum;
-  } else if (tap >= 0) {
-    dweight[channel * d_conv + tap] += sum;
+  __device__ void operator()(int64_t i, float sum) const {
+    const int64_t channel = i % d_inner;
+    const int tap = static_cast<int>(i / d_inner) - (kConvTaps - d_conv);
+    if (tap == d_conv) {
+      if (dbias) dbias[channel] += sum;
+    } else if (tap >= 0) {
+      dweight[channel * d_conv + tap] += sum;
+    }
   }
-}
+};
 
 // Grid: a thread owns a channel of a sequence: the gradient of its initial state, from the first
 // tokens and, in a short sequence, from the final state's. After bwd_runs, whose blocks read that.
@@ -462,11 +443,12 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
         causal_conv1d_bwd_runs<T, vector>
             <<<grid, block, 0, gpu.stream>>>(args, grad_args, plan.run);
         check_launch("causal_conv1d_bwd_runs");
-        causal_conv1d_bwd_sums<<<static_cast<unsigned>((sums + kSumColumns - 1) / kSumColumns),
-                                 dim3(kSumColumns, kSumRows), 0, gpu.stream>>>(
-            grad_args.partial, plan.token_blocks, args.d_inner, args.d_conv,
-            grad.dweight.ptr<float>(), grad.dbias ? grad.dbias.ptr<float>() : nullptr);
-        check_launch("causal_conv1d_bwd_sums");
+        launch_add_partial_sums(
+            gpu.stream, grad_args.partial, plan.token_blocks, sums,
+            AddGradients{.dweight = grad.dweight.ptr<float>(),
+                         .dbias = grad.dbias ? grad.dbias.ptr<float>() : nullptr,
+                         .d_inner = args.d_inner,
+                         .d_conv = args.d_conv});
         if (!grad_args.dstate) return;
         causal_conv1d_bwd_state<T>
             <<<flat_blocks(args.num_seqs * args.d_inner), kConvThreads, 0, gpu.stream>>>(args,

@@ -1,0 +1,341 @@
+// RMSNorm with the residual addition on a GPU: one pass over memory, a row in the registers of a
+// few threads.
+#include "ops/cuda/partial_sums.cuh"
+#include "ops/cuda/state.h"
+#include "ops/cuda/vector.cuh"
+#include "ops/cuda/vector_access.h"
+#include "ops/rms_norm_plan.h"
+
+namespace krait::cuda {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// A matrix whose rows may be strided; none: null.
+template <class T>
+struct Rows {
+  T* data = nullptr;
+  int64_t stride = 0;
+
+  explicit Rows(const Tensor& t) {
+    if (!t) return;
+    data = t.ptr<T>();
+    stride = t.stride[0];
+  }
+  __device__ explicit operator bool() const { return data != nullptr; }
+  __device__ T* row(int64_t i) const { return data + i * stride; }
+};
+
+template <class T, class R>
+struct Norm {
+  Rows<T> x, y;
+  Rows<R> residual_in, residual_out;
+  const float* weight;
+  float* rstd;
+  int64_t tokens, d_model;
+  float eps;
+};
+
+template <class T, class R>
+struct NormGrad {
+  Rows<T> dy, dx;
+  Rows<R> residual, dresidual;
+  const float *weight, *rstd;
+  float* partial;  // (parts, d_model): sums of dweight
+  int64_t tokens, d_model;
+};
+
+// The sum over `threads` neighbouring threads, to all of them: part of a warp, or a block's whole
+// warps. The order is fixed.
+__device__ float row_sum(float sum, int threads) {
+  for (int offset = min(threads, 32) / 2; offset > 0; offset /= 2)
+    sum += __shfl_xor_sync(kAllLanes, sum, offset);
+  if (threads <= 32) return sum;
+  __shared__ float warps[kRmsMaxThreads / 32];
+  __syncthreads();  // the last row's sums have been read
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+  __syncthreads();  // every warp's sum is there
+  sum = 0;
+  for (int w = 0; w < threads / 32; ++w) sum += warps[w];
+  return sum;
+}
+
+// The residual stream as it is kept: rounded to R.
+template <class T, class R, int V>
+__device__ Floats<V> stream(const Norm<T, R>& op, int64_t token, int64_t i) {
+  Floats<V> r = load_vector<V>(op.residual_in.row(token) + i);
+  if (op.x) {
+    const Floats<V> x = load_vector<V>(op.x.row(token) + i);
+#pragma unroll
+    for (int k = 0; k < V; ++k) r[k] += x[k];
+  }
+  return unpack(pack<R>(r));
+}
+
+// Grid: a block owns block_rows rows. On chip: the rows, in registers. Moves x, residual_in,
+// residual_out and y once: 12 bytes an element with bf16 and an f32 stream.
+template <class T, class R>
+__global__ void __launch_bounds__(kRmsMaxThreads)
+    rms_norm_fwd_rows(const Norm<T, R> op, const int row_threads) {
+  constexpr int V = kRmsVector;
+  const int lane = threadIdx.x % row_threads;
+  const int64_t token =
+      int64_t{blockIdx.x} * (blockDim.x / row_threads) + threadIdx.x / row_threads;
+  const bool active = token < op.tokens;  // all threads take part in the sums
+  const auto place = [&](int j) { return int64_t{lane + j * row_threads} * V; };
+  Floats<V> r[kRmsVectors];
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < kRmsVectors; ++j) {
+    if (!active || place(j) >= op.d_model) continue;
+    r[j] = stream<T, R, V>(op, token, place(j));
+#pragma unroll
+    for (int k = 0; k < V; ++k) sum = fmaf(r[j][k], r[j][k], sum);
+  }
+  sum = row_sum(sum, row_threads);
+  if (!active) return;
+  const float rstd = rsqrtf(sum / static_cast<float>(op.d_model) + op.eps);
+  if (op.rstd && lane == 0) op.rstd[token] = rstd;
+#pragma unroll
+  for (int j = 0; j < kRmsVectors; ++j) {
+    const int64_t i = place(j);
+    if (i >= op.d_model) continue;
+    if (op.residual_out) store_vector(op.residual_out.row(token) + i, r[j]);
+    const Floats<V> weight = load_vector<V>(op.weight + i);
+    Floats<V> y;
+#pragma unroll
+    for (int k = 0; k < V; ++k) y[k] = r[j][k] * rstd * weight[k];
+    store_vector(op.y.row(token) + i, y);
+  }
+}
+
+// Grid: a block to a row of any width and alignment, read twice.
+template <class T, class R>
+__global__ void __launch_bounds__(kRmsGeneralThreads) rms_norm_fwd_general(const Norm<T, R> op) {
+  const int64_t token = blockIdx.x;
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads) {
+    const Floats<1> r = stream<T, R, 1>(op, token, i);
+    sum = fmaf(r[0], r[0], sum);
+    if (op.residual_out) store_vector(op.residual_out.row(token) + i, r);
+  }
+  sum = row_sum(sum, kRmsGeneralThreads);
+  const float rstd = rsqrtf(sum / static_cast<float>(op.d_model) + op.eps);
+  if (op.rstd && threadIdx.x == 0) op.rstd[token] = rstd;
+  for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads) {
+    // residual_out may stand where residual_in did
+    const Floats<1> r = op.residual_out ? load_vector<1>(op.residual_out.row(token) + i)
+                                        : stream<T, R, 1>(op, token, i);
+    store_vector(op.y.row(token) + i, constant<1>(r[0] * rstd * op.weight[i]));
+  }
+}
+
+// dresidual and dx of V elements: dr = rstd w dy - r rstd^3 / d_model sum_j w_j dy_j r_j, of which
+// `scale` is rstd^3 / d_model and the sum.
+template <class T, class R, int V>
+__device__ void give_gradient(const NormGrad<T, R>& op, int64_t token, int64_t i, float rstd,
+                              float scale, const Floats<V>& weighted_dy, const Floats<V>& r) {
+  R* const to = op.dresidual.row(token) + i;
+  Floats<V> d = load_vector<V>(to);
+#pragma unroll
+  for (int k = 0; k < V; ++k) d[k] += fmaf(rstd, weighted_dy[k], -r[k] * scale);
+  store_vector(to, d);
+  if (op.dx) store_vector(op.dx.row(token) + i, unpack(pack<R>(d)));
+}
+
+// Grid: blocks that stay, each taking every gridDim.x-th group of block_rows rows. On chip: the row
+// in registers, and the thread's columns of dweight, which the block adds up over its rows in
+// order. Moves residual, dy, dresidual (in and out) and dx once: 16 bytes an element with bf16 and
+// an f32 stream.
+template <class T, class R>
+__global__ void __launch_bounds__(kRmsMaxThreads)
+    rms_norm_bwd_rows(const NormGrad<T, R> op, const int row_threads) {
+  constexpr int V = kRmsVector;
+  __shared__ float block_sums[32 * kRmsVectors * V];  // of rows within a warp
+  const int lane = threadIdx.x % row_threads, group = threadIdx.x / row_threads;
+  const int block_rows = blockDim.x / row_threads;
+  const auto place = [&](int j) { return int64_t{lane + j * row_threads} * V; };
+  Floats<V> dweight[kRmsVectors];
+#pragma unroll
+  for (int j = 0; j < kRmsVectors; ++j) dweight[j] = constant<V>(0);
+  const int64_t step = int64_t{gridDim.x} * block_rows;
+  for (int64_t first = int64_t{blockIdx.x} * block_rows; first < op.tokens; first += step) {
+    const int64_t token = first + group;
+    const bool active = token < op.tokens;  // all threads take part in the sums
+    Floats<V> r[kRmsVectors];
+    Packed<T, V> dy[kRmsVectors];
+    const float rstd = active ? op.rstd[token] : 0;
+    float dot = 0;
+#pragma unroll
+    for (int j = 0; j < kRmsVectors; ++j) {
+      if (!active || place(j) >= op.d_model) continue;
+      r[j] = load_vector<V>(op.residual.row(token) + place(j));
+      dy[j] = load_packed<V>(op.dy.row(token) + place(j));
+    }
+#pragma unroll
+    for (int j = 0; j < kRmsVectors; ++j) {
+      if (!active || place(j) >= op.d_model) continue;
+      const Floats<V> weight = load_vector<V>(op.weight + place(j)), d = unpack(dy[j]);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        dot = fmaf(weight[k] * d[k], r[j][k], dot);
+        dweight[j][k] = fmaf(d[k], r[j][k] * rstd, dweight[j][k]);
+      }
+    }
+    dot = row_sum(dot, row_threads);
+    const float scale = rstd * rstd * rstd * (dot / static_cast<float>(op.d_model));
+#pragma unroll
+    for (int j = 0; j < kRmsVectors; ++j) {
+      if (!active || place(j) >= op.d_model) continue;
+      const Floats<V> weight = load_vector<V>(op.weight + place(j));
+      Floats<V> d = unpack(dy[j]);
+#pragma unroll
+      for (int k = 0; k < V; ++k) d[k] *= weight[k];
+      give_gradient<T, R, V>(op, token, place(j), rstd, scale, d, r[j]);
+    }
+  }
+  float* const partial = op.partial + blockIdx.x * op.d_model;
+  for (int turn = 0; turn < block_rows; ++turn) {
+    const bool last = turn == block_rows - 1;
+    if (turn == group) {
+#pragma unroll
+      for (int j = 0; j < kRmsVectors; ++j) {
+        const int64_t i = place(j);
+        if (i >= op.d_model) continue;
+#pragma unroll
+        for (int k = 0; k < V; ++k) {
+          const float sum = turn == 0 ? dweight[j][k] : block_sums[i + k] + dweight[j][k];
+          (last ? partial : block_sums)[i + k] = sum;
+        }
+      }
+    }
+    if (!last) __syncthreads();  // the sums up to this group's are there
+  }
+}
+
+// Grid: a block to a row of any width and alignment, read twice.
+template <class T, class R>
+__global__ void __launch_bounds__(kRmsGeneralThreads)
+    rms_norm_bwd_general(const NormGrad<T, R> op) {
+  const int64_t token = blockIdx.x;
+  const float rstd = op.rstd[token];
+  const auto weighted_dy = [&](int64_t i) {
+    return constant<1>(op.weight[i] * load_vector<1>(op.dy.row(token) + i)[0]);
+  };
+  float dot = 0;
+  for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads)
+    dot = fmaf(weighted_dy(i)[0], load_vector<1>(op.residual.row(token) + i)[0], dot);
+  dot = row_sum(dot, kRmsGeneralThreads);
+  const float scale = rstd * rstd * rstd * (dot / static_cast<float>(op.d_model));
+  for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads)
+    give_gradient<T, R, 1>(op, token, i, rstd, scale, weighted_dy(i),
+                           load_vector<1>(op.residual.row(token) + i));
+}
+
+// Grid: a thread owns a column of kRmsGeneralTokens rows.
+template <class T, class R>
+__global__ void __launch_bounds__(kRmsGeneralThreads)
+    rms_norm_bwd_general_dweight(const NormGrad<T, R> op) {
+  const int64_t i = int64_t{blockIdx.y} * kRmsGeneralThreads + threadIdx.x;
+  if (i >= op.d_model) return;
+  const int64_t begin = int64_t{blockIdx.x} * kRmsGeneralTokens;
+  const int64_t end = min(begin + kRmsGeneralTokens, op.tokens);
+  float sum = 0;
+#pragma unroll 4
+  for (int64_t t = begin; t < end; ++t)
+    sum = fmaf(load_vector<1>(op.dy.row(t) + i)[0],
+               load_vector<1>(op.residual.row(t) + i)[0] * op.rstd[t], sum);
+  op.partial[blockIdx.x * op.d_model + i] = sum;
+}
+
+bool aligned(std::initializer_list<const Tensor*> tensors) {
+  return std::ranges::all_of(tensors, [](auto t) { return vector_rows(*t, kRmsVector); });
+}
+
+// f(T{}, R{}) for the three pairs there are.
+template <class F>
+void dispatch(DType type, DType residual, F&& f) {
+  if (type == DType::f32) return f(TypeTag<float>{}, TypeTag<float>{});
+  dispatch_f32_bf16(residual, [&](auto r) { f(TypeTag<bf16>{}, r); });
+}
+
+struct AddTo {
+  float* sums;
+  __device__ void operator()(int64_t i, float sum) const { sums[i] += sum; }
+};
+
+}  // namespace
+
+void rms_norm_fwd(Context& ctx, const RmsNorm& op) {
+  const int64_t tokens = op.y.shape[0], d_model = op.y.shape[1];
+  if (tokens == 0 || d_model == 0) return;
+  const State& gpu = state_of(ctx);
+  const RmsNormPlan plan = plan_rms_norm(
+      tokens, d_model, aligned({&op.x, &op.residual_in, &op.residual_out, &op.weight, &op.y}),
+      gpu.multiprocessors);
+  const auto grid = static_cast<unsigned>(plan.fwd_blocks);
+  dispatch(op.y.dtype, op.residual_in.dtype, [&](auto t, auto r) {
+    using T = typename decltype(t)::type;
+    using R = typename decltype(r)::type;
+    const Norm<T, R> args = {.x = Rows<T>(op.x),
+                             .y = Rows<T>(op.y),
+                             .residual_in = Rows<R>(op.residual_in),
+                             .residual_out = Rows<R>(op.residual_out),
+                             .weight = op.weight.ptr<float>(),
+                             .rstd = op.rstd ? op.rstd.ptr<float>() : nullptr,
+                             .tokens = tokens,
+                             .d_model = d_model,
+                             .eps = op.eps};
+    if (plan.row_threads > 0) {
+      const auto block = static_cast<unsigned>(plan.row_threads * plan.block_rows);
+      rms_norm_fwd_rows<T, R><<<grid, block, 0, gpu.stream>>>(args, plan.row_threads);
+      check_launch("rms_norm_fwd_rows");
+    } else {
+      rms_norm_fwd_general<T, R><<<grid, kRmsGeneralThreads, 0, gpu.stream>>>(args);
+      check_launch("rms_norm_fwd_general");
+    }
+  });
+}
+
+void rms_norm_bwd(Context& ctx, const RmsNorm& op, const RmsNormGrad& grad) {
+  const int64_t tokens = grad.dy.shape[0], d_model = grad.dy.shape[1];
+  if (tokens == 0 || d_model == 0) return;
+  const State& gpu = state_of(ctx);
+  const RmsNormPlan plan = plan_rms_norm(
+      tokens, d_model, aligned({&op.residual_out, &op.weight, &grad.dy, &grad.dresidual, &grad.dx}),
+      gpu.multiprocessors);
+  const auto grid = static_cast<unsigned>(plan.bwd_blocks);
+  const int64_t parts =
+      plan.row_threads > 0 ? plan.bwd_blocks : (tokens + kRmsGeneralTokens - 1) / kRmsGeneralTokens;
+  const Arena::Scope scope(ctx.workspace());
+  dispatch(grad.dy.dtype, op.residual_out.dtype, [&](auto t, auto r) {
+    using T = typename decltype(t)::type;
+    using R = typename decltype(r)::type;
+    const NormGrad<T, R> args = {.dy = Rows<T>(grad.dy),
+                                 .dx = Rows<T>(grad.dx),
+                                 .residual = Rows<R>(op.residual_out),
+                                 .dresidual = Rows<R>(grad.dresidual),
+                                 .weight = op.weight.ptr<float>(),
+                                 .rstd = op.rstd.ptr<float>(),
+                                 .partial = ctx.workspace().array<float>(parts * d_model),
+                                 .tokens = tokens,
+                                 .d_model = d_model};
+    if (plan.row_threads > 0) {
+      const auto block = static_cast<unsigned>(plan.row_threads * plan.block_rows);
+      rms_norm_bwd_rows<T, R><<<grid, block, 0, gpu.stream>>>(args, plan.row_threads);
+      check_launch("rms_norm_bwd_rows");
+    } else {
+      rms_norm_bwd_general<T, R><<<grid, kRmsGeneralThreads, 0, gpu.stream>>>(args);
+      check_launch("rms_norm_bwd_general");
+      const dim3 columns(
+          static_cast<unsigned>(parts),
+          static_cast<unsigned>((d_model + kRmsGeneralThreads - 1) / kRmsGeneralThreads));
+      rms_norm_bwd_general_dweight<T, R><<<columns, kRmsGeneralThreads, 0, gpu.stream>>>(args);
+      check_launch("rms_norm_bwd_general_dweight");
+    }
+    launch_add_partial_sums(gpu.stream, args.partial, parts, d_model,
+                            AddTo{grad.dweight.ptr<float>()});
+  });
+}
+
+}  // namespace krait::cuda
