@@ -8,13 +8,22 @@ constexpr size_t kMaxRecordings = 64;
 }  // namespace
 
 void Recordings::run_recorded(Context& ctx, const Key& key, const std::function<void()>& body) {
-  const auto blocks = [&] { return ctx.workspace().block_allocations(); };
-  if (blocks() != workspace_blocks_ || entries_.size() >= kMaxRecordings) clear();
+  const auto forget = [&] {
+    if (entries_.empty()) return;
+    ctx.engine().synchronize(ctx);  // one may be at work
+    clear();
+  };
+  const auto follow_workspace = [&] {
+    const int64_t blocks = ctx.workspace().block_allocations();
+    if (blocks != workspace_blocks_) forget();
+    workspace_blocks_ = blocks;
+  };
+  follow_workspace();
   const auto entry = entries_.find(key);
   if (entry == entries_.end()) {
     body();
-    if (blocks() != workspace_blocks_) clear();
-    workspace_blocks_ = blocks();
+    follow_workspace();
+    if (entries_.size() >= kMaxRecordings) forget();
     entries_[key] = nullptr;
     return;
   }

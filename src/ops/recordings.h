@@ -28,7 +28,8 @@ class Recordings {
     else
       body();
   }
-  void clear() { entries_.clear(); }  // after memory that the work uses has moved
+  // When memory that the work uses has moved; none of it is under way.
+  void clear() { entries_.clear(); }
 
  private:
   void run_recorded(Context& ctx, const Key& key, const std::function<void()>& body);
