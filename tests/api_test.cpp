@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "ops/op_test.h"
 #include "tests/tiny_model.h"
 #include "train/test_folder.h"
 
@@ -106,7 +107,7 @@ TEST_F(Api, RefusesWhatIsWrong) {
   EXPECT_THROW(model.read(state, std::vector<int32_t>{256}), Error);
   EXPECT_TRUE(state.empty());
   EXPECT_THROW(LanguageModel::load(folder.path() / "nowhere"), Error);
-  EXPECT_THROW(LanguageModel::load(folder.path(), {.device = "cuda"}), Error);
+  EXPECT_THROW(LanguageModel::load(folder.path(), {.device = "tpu"}), Error);
   EXPECT_THROW(LanguageModel::load(folder.path(), {.dtype = "f8"}), Error);
 
   model.read(state, "To be");
@@ -120,6 +121,29 @@ TEST_F(Api, RefusesWhatIsWrong) {
   write_random_model(larger.path(), make_config(256, 48, 2));
   LanguageModel other = LanguageModel::load(larger.path());
   EXPECT_THROW(other.generate(state), Error);
+}
+
+// One device reads, the other writes on.
+TEST(ApiCuda, AStateGoesFromDeviceToDevice) {
+  op_test::on_cuda([](Context&) {
+    const TestFolder folder;
+    write_random_model(folder.path(), tiny_config());
+    LanguageModel cpu = LanguageModel::load(folder.path());
+    LanguageModel gpu = LanguageModel::load(folder.path(), {.device = "cuda"});
+    State on_cpu, on_gpu;
+    cpu.read(on_cpu, "To be, or not to be");
+    gpu.read(on_gpu, "To be, or not to be");
+    const std::vector<float> a = cpu.next_logits(on_cpu), b = cpu.next_logits(on_gpu),
+                             c = gpu.next_logits(on_cpu);
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_NEAR(b[i], a[i], 1e-4f);
+      EXPECT_NEAR(c[i], a[i], 1e-4f);
+    }
+    TextOptions greedy;
+    greedy.max_tokens = 20;
+    greedy.temperature = 0;
+    EXPECT_EQ(gpu.generate(on_gpu, greedy).tokens, cpu.generate(on_cpu, greedy).tokens);
+  });
 }
 
 }  // namespace

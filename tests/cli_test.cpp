@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "core/rng.h"
@@ -263,10 +264,35 @@ TEST_F(Cli, ConvertDoesNotMakeInfinities) {
   expect_failure({"convert", path, out, "--to", "hf", "--dtype", "f16"}, 1, {"in_proj", "65504"});
 }
 
-TEST_F(Cli, SaysThatItWasBuiltWithoutCuda) {
-  for (const char* command : {"generate", "score"})
-    expect_failure({command, "-m", model(), "--tokens", "1", "--device", "cuda"}, 1,
-                   {"built without CUDA"});
+// What there is to compute with; without a GPU, or built without CUDA, that is no failure of the
+// question, but one of a command that wants it.
+TEST_F(Cli, SaysWhatItCanComputeWith) {
+  const json devices = output_of({"info", "--devices", "--json"});
+  EXPECT_GE(devices["cpu"]["cores"], 1);
+  EXPECT_NE(devices["cpu"]["simd"], "");
+  EXPECT_NE(run_krait({"info", "--devices"}).out.find("cores"), std::string::npos);
+  expect_failure({"info"}, 2, {"--devices"});
+  const json& gpus = devices["cuda"]["gpus"];
+  if (!gpus.empty() && gpus[0]["usable"]) {
+    const ProgramResult r =
+        run_krait({"generate", "-m", model(), "--tokens", "1", "-n", "3", "--device", "cuda"});
+    EXPECT_EQ(r.status, 0) << r.err;
+    return;
+  }
+  const std::string data = (folder.path() / "data.txt").string();
+  std::ofstream(data) << std::string(5000, 'a');
+  const std::string why = (gpus.empty() ? devices["cuda"] : gpus[0])["problem"];
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"generate", "-m", model(), "--tokens", "1"},
+           {"score", "-m", model(), "--tokens", "1"},
+           {"eval", "-m", model(), "--data", data},
+           {"bench", "model", "--size", "10m"},
+           {"train", "--data", data, "--out", (folder.path() / "run").string(), "--set",
+            "train.steps=1"}}) {
+    std::vector<std::string> with_device = arguments;
+    with_device.insert(with_device.end(), {"--device", "cuda"});
+    expect_failure(with_device, 1, {why});
+  }
 }
 
 TEST_F(Cli, NoticesAFullDisk) {

@@ -81,6 +81,7 @@ int run(ModelBenchFlags flags) {
                 {"read_gb_per_s", r.read_gb_per_s},
                 {"gemm_gflop_per_s", r.gemm_gflop_per_s},
                 {"peak_bytes", r.peak_bytes},
+                {"device_bytes", r.device_bytes},
                 {"prefill_of_gemm", share(r.prefill)},
                 {"decode_of_read", share(r.decode)},
                 {"train_of_gemm", share(r.train)}});
@@ -99,6 +100,11 @@ int run(ModelBenchFlags flags) {
                 r.read_gb_per_s, r.gemm_gflop_per_s, name_of(bench.dtype),
                 static_cast<double>(r.peak_bytes) / (1 << 20));
   write_stdout(line);
+  if (r.device_bytes > 0) {
+    std::snprintf(line, sizeof line, "          %.2f GiB of the GPU\n",
+                  static_cast<double>(r.device_bytes) / (1 << 30));
+    write_stdout(line);
+  }
   return 0;
 }
 
@@ -117,7 +123,11 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
   command->add_option("--train", flags->train,
                       "Training step: sequences x tokens, e.g. 8x512; 0: leave out "
                       "(without it 1x512 for models below 200m)");
-  command->add_option("--repeats", flags->bench.repeats, "The best of so many runs")
+  command->add_flag("--recompute", flags->bench.recompute,
+                    "Train with less memory: activations are computed again");
+  command
+      ->add_option("--repeats", flags->bench.repeats,
+                   "The best of so many runs (on a GPU: their median)")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   flags->compute.add_to(*command);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "generate/generator.h"
+#include "ops/cuda_engine.h"
 #include "ops/machine.h"
 #include "train/learner.h"
 
@@ -20,12 +21,26 @@ double seconds_of(const std::function<void()>& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Once to warm up, then the best of several.
-double best_of(int repeats, const std::function<void()>& work) {
-  work();
-  double best = seconds_of(work);
-  for (int i = 1; i < repeats; ++i) best = std::min(best, seconds_of(work));
-  return best;
+// Of several runs after warming up: on a CPU the best, since others disturb it; on a GPU the
+// median, since its clock varies, after three runs (plans, recordings, clock).
+double time_of(Context& ctx, int repeats, const std::function<void()>& work) {
+  const bool host = ctx.memory().on_host();
+  const auto run = [&] {
+    work();
+    ctx.engine().synchronize(ctx);
+  };
+  for (int i = 0; i < (host ? 1 : 3); ++i) run();
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats; ++i) seconds.push_back(seconds_of(run));
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[host ? 0 : seconds.size() / 2];
+}
+
+// Bytes of the GPU's memory that are taken; 0 on a CPU.
+int64_t device_bytes(const Context& ctx) {
+  if (ctx.memory().on_host()) return 0;
+  const GpuInfo gpu = list_gpus().at(0);
+  return gpu.total_bytes - gpu.free_bytes;
 }
 
 // Elements of all matrices that every token is multiplied with, and of the head.
@@ -61,28 +76,32 @@ std::vector<int32_t> some_tokens(const Config& config, int64_t count) {
 
 struct Times {
   double prefill = 0, decode = 0, train = 0;  // seconds
+  int64_t device_bytes = 0;                   // most that was taken
 };
 
 void time_inference(Context& ctx, const ModelBench& bench, Times& times) {
-  const Model model = make_random_model(bench.config, bench.dtype);
+  Model model = make_random_model(bench.config, bench.dtype);
+  if (!ctx.memory().on_host()) model = copy_model(model, ctx.memory());
   const Tokenizer tokenizer = Tokenizer::bytes();
   Generator generator(ctx, model.weights, tokenizer);
   // The generator keeps the last token back: with one more, `prompt` tokens go through.
   const std::vector<int32_t> prompt = some_tokens(bench.config, bench.prompt + 1);
-  times.prefill = best_of(bench.repeats, [&] {
+  times.prefill = time_of(ctx, bench.repeats, [&] {
     generator.reset();
     generator.feed(prompt);
   });
+  times.device_bytes = device_bytes(ctx);
   if (bench.gen == 0) return;
   GenerateOptions options;
   options.max_tokens = bench.gen;
   options.sampling.temperature = 0;
   options.ignore_eos = options.any_token = true;
-  times.decode = best_of(bench.repeats, [&] { generator.generate(options); });
+  times.decode = time_of(ctx, bench.repeats, [&] { generator.generate(options); });
 }
 
 void time_training(Context& ctx, const ModelBench& bench, Times& times) {
-  Learner learner(ctx.engine(), bench.config, bench.dtype, ctx.threads());
+  Learner learner(ctx.engine(), bench.config,
+                  {.dtype = bench.dtype, .threads = ctx.threads(), .recompute = bench.recompute});
   learner.initialize(1);
   Batch batch;
   const int64_t count = bench.train_batch * bench.train_length;
@@ -91,12 +110,19 @@ void time_training(Context& ctx, const ModelBench& bench, Times& times) {
   for (int64_t i = 0; i <= bench.train_batch; ++i)
     batch.seq_start.push_back(static_cast<int32_t>(i * bench.train_length));
   batch.target_count = count;
+  // On a GPU several steps, each queued while the one before it runs, as in training.
+  const int64_t steps = ctx.memory().on_host() ? 1 : 5;
   int64_t step = 0;
-  times.train = best_of(bench.repeats, [&] {
-    learner.accumulate(batch, 1.0 / static_cast<double>(count), nullptr);
-    learner.gradient_norm();
-    learner.update({}, 1e-4, ++step);
+  times.train = time_of(learner.context(), bench.repeats, [&] {
+    for (int64_t i = 0; i < steps; ++i) {
+      learner.accumulate(batch, 1.0 / static_cast<double>(count), nullptr);
+      learner.update({}, 1e-4, ++step);
+      if (learner.in_flight() == Learner::kMaxInFlight || steps == 1) learner.collect();
+    }
+    while (learner.in_flight() > 0) learner.collect();
   });
+  times.train /= static_cast<double>(steps);
+  times.device_bytes = std::max(times.device_bytes, device_bytes(ctx));
 }
 
 int64_t peak_resident_bytes() {
@@ -113,6 +139,7 @@ ModelBenchResult bench_model(Context& ctx, const ModelBench& bench) {
   if (bench.train_batch > 0) time_training(ctx, bench, times);
   ModelBenchResult result;
   result.peak_bytes = peak_resident_bytes();
+  result.device_bytes = times.device_bytes;
   result.read_gb_per_s = measure_read_bandwidth(ctx);
   result.gemm_gflop_per_s = measure_gemm_rate(ctx, bench.dtype);
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <optional>
 
-#include "ops/context.h"
 #include "model/config.h"
+#include "ops/context.h"
 
 namespace krait {
 
@@ -14,6 +14,7 @@ struct ModelBench {
   DType dtype = DType::bf16;
   int64_t prompt = 512, gen = 64;             // tokens; 0: leave out
   int64_t train_batch = 0, train_length = 0;  // sequences and their tokens; 0: leave out
+  bool recompute = false;                     // activations, in training
   int repeats = 3;
 };
 
@@ -26,6 +27,7 @@ struct ModelBenchResult {
   std::optional<Rate> prefill, decode, train;
   double read_gb_per_s = 0, gemm_gflop_per_s = 0;  // measured in the same run
   int64_t peak_bytes = 0;                          // resident, without those measurements
+  int64_t device_bytes = 0;                        // of a GPU's memory, with CUDA's own; 0 on a CPU
 };
 
 ModelBenchResult bench_model(Context& ctx, const ModelBench& bench);

@@ -109,7 +109,7 @@ class Chat {
 int run(const ChatFlags& flags) {
   const Tokenizer tokenizer = flags.model.load_tokenizer();
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
-  const Model model = load_model(flags.model.folder, flags.compute.weights_dtype());
+  const Model model = flags.compute.load(flags.model.folder, *ctx);
   Generator generator(*ctx, model.weights, tokenizer);
   Chat chat(flags, generator, tokenizer);
   if (isatty(STDIN_FILENO)) log_line(kHelp);

@@ -12,6 +12,7 @@
 #include <random>
 
 #include "core/mapped_file.h"
+#include "ops/device.h"
 
 namespace krait {
 namespace {
@@ -21,7 +22,8 @@ volatile std::sig_atomic_t was_interrupted = 0;
 }  // namespace
 
 void ComputeFlags::add_to(CLI::App& app) {
-  app.add_option("--device", device, "Where to compute: cpu or cuda")
+  app.add_option("--device", device,
+                 "Where to compute: cpu, or cuda: an NVIDIA GPU (krait info --devices)")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
   app.add_option("--dtype", dtype, "Type of weights and activations: auto (as the file), f32, bf16")
@@ -35,8 +37,7 @@ void ComputeFlags::add_to(CLI::App& app) {
 }
 
 std::unique_ptr<Context> ComputeFlags::make_context() const {
-  if (device == "cuda") throw Error("built without CUDA", "--device", "cpu", "cuda");
-  auto context = std::make_unique<Context>(cpu_engine(), threads);
+  auto context = std::make_unique<Context>(engine_of_device(device), threads);
   context->batch_invariant = batch_invariant;
   return context;
 }
@@ -44,6 +45,10 @@ std::unique_ptr<Context> ComputeFlags::make_context() const {
 std::optional<DType> ComputeFlags::weights_dtype() const {
   if (dtype == "auto") return std::nullopt;
   return dtype_from_name(dtype);
+}
+
+Model ComputeFlags::load(const std::string& folder, const Context& ctx) const {
+  return load_model(folder, weights_dtype(), ctx.memory());
 }
 
 void ModelFlags::add_to(CLI::App& app) {

@@ -20,6 +20,7 @@
 #include "core/error.h"
 #include "generate/generator.h"
 #include "generate/tokenizer.h"
+#include "model/weights.h"
 #include "ops/engine.h"
 
 namespace krait {
@@ -56,9 +57,10 @@ struct ComputeFlags {
   bool batch_invariant = false;
 
   void add_to(CLI::App& app);
-  // Throws Error for a device that this program was built without.
+  // Throws Error for a device that is not there or that this program was built without.
   std::unique_ptr<Context> make_context() const;
   std::optional<DType> weights_dtype() const;  // none: as the file
+  Model load(const std::string& folder, const Context& ctx) const;
 };
 
 // Flags of the commands that write text.

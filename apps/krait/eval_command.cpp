@@ -24,7 +24,7 @@ int run(const EvalFlags& flags) {
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   std::vector<MappedFile> files;  // all opened before the work begins
   for (const std::string& path : flags.files) files.emplace_back(path);
-  const Model model = load_model(flags.model.folder, flags.compute.weights_dtype());
+  const Model model = flags.compute.load(flags.model.folder, *ctx);
   Scorer scorer(*ctx, model.weights);
   Scorer::Total total;
   catch_interrupts();

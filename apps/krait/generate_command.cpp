@@ -54,7 +54,7 @@ int run(const GenerateFlags& flags) {
   const std::vector<int32_t> prompt = prompt_tokens(flags, tokenizer);
   options.any_token = flags.tokens_given->count() > 0;
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
-  const Model model = load_model(flags.model.folder, flags.compute.weights_dtype());
+  const Model model = flags.compute.load(flags.model.folder, *ctx);
   Generator generator(*ctx, model.weights, tokenizer);
 
   catch_interrupts();

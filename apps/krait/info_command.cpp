@@ -8,6 +8,8 @@
 #include "command.h"
 #include "formats/tensor_file.h"
 #include "model/parameters.h"
+#include "ops/cuda_engine.h"
+#include "ops/device.h"
 
 namespace krait {
 namespace {
@@ -58,7 +60,7 @@ std::string for_people(const Config& c, const TensorFile& file, bool has_tokeniz
   return out;
 }
 
-int run(const std::string& folder, bool json) {
+int run_model(const std::string& folder, bool json) {
   const Config config = read_config(folder);
   const TensorFile file = TensorFile::open_folder(folder);
   const bool has_tokenizer =
@@ -81,16 +83,76 @@ int run(const std::string& folder, bool json) {
   return 0;
 }
 
+nlohmann::ordered_json to_json(const GpuInfo& gpu) {
+  nlohmann::ordered_json json = {
+      {"index", gpu.index},
+      {"name", gpu.name},
+      {"compute_capability", std::to_string(gpu.major) + "." + std::to_string(gpu.minor)},
+      {"multiprocessors", gpu.multiprocessors},
+      {"total_bytes", gpu.total_bytes},
+      {"free_bytes", gpu.free_bytes},
+      {"usable", gpu.problem.empty()}};
+  if (!gpu.problem.empty()) json["problem"] = gpu.problem;
+  return json;
+}
+
+std::string for_people(const GpuInfo& gpu) {
+  const auto gib = [](int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); };
+  char text[160];
+  std::snprintf(text, sizeof text,
+                ", compute capability %d.%d, %d multiprocessors, %.1f GiB (%.1f free), ", gpu.major,
+                gpu.minor, gpu.multiprocessors, gib(gpu.total_bytes), gib(gpu.free_bytes));
+  return gpu.name + text + (gpu.problem.empty() ? "usable" : "not usable: " + gpu.problem);
+}
+
+int run_devices(bool json) {
+  const CpuInfo cpu = cpu_info();
+  std::vector<GpuInfo> gpus;
+  std::string problem;  // with all of them
+  try {
+    gpus = list_gpus();
+    if (gpus.empty()) problem = "no GPU";
+  } catch (const Error& e) {
+    problem = e.what();
+  }
+  if (json) {
+    auto list = nlohmann::ordered_json::array();
+    for (const GpuInfo& gpu : gpus) list.push_back(to_json(gpu));
+    nlohmann::ordered_json cuda = {{"gpus", list}};
+    if (!problem.empty()) cuda["problem"] = problem;
+    print_json(
+        {{"cpu", {{"name", cpu.name}, {"cores", cpu.cores}, {"simd", cpu.simd}}}, {"cuda", cuda}});
+    return 0;
+  }
+  std::string out;
+  row(out, "cpu", cpu.name + ", " + std::to_string(cpu.cores) + " cores, " + cpu.simd);
+  for (const GpuInfo& gpu : gpus) row(out, "cuda " + std::to_string(gpu.index), for_people(gpu));
+  if (!problem.empty()) row(out, "cuda", problem);
+  write_stdout(out);
+  return 0;
+}
+
+struct Flags {
+  std::string folder;
+  bool devices = false, json = false;
+};
+
+int run(const Flags& flags) {
+  if (flags.devices == !flags.folder.empty())
+    throw UsageError("info needs --model or --devices, one of them");
+  return flags.devices ? run_devices(flags.json) : run_model(flags.folder, flags.json);
+}
+
 }  // namespace
 
 void add_info_command(CLI::App& app, CommandList& out) {
-  CLI::App* const command =
-      app.add_subcommand("info", "Show a model's shape, parameter counts and size of its state");
-  const auto folder = std::make_shared<std::string>();
-  const auto json = std::make_shared<bool>(false);
-  command->add_option("-m,--model", *folder, "Folder with config.json and weights")->required();
-  command->add_flag("--json", *json, "Print one JSON object");
-  out.push_back({command, [folder, json] { return run(*folder, *json); }});
+  CLI::App* const command = app.add_subcommand(
+      "info", "Show a model's shape, parameter counts and size of its state, or what can compute");
+  const auto flags = std::make_shared<Flags>();
+  command->add_option("-m,--model", flags->folder, "Folder with config.json and weights");
+  command->add_flag("--devices", flags->devices, "Show the CPU and the GPUs of this machine");
+  command->add_flag("--json", flags->json, "Print one JSON object");
+  out.push_back({command, [flags] { return run(*flags); }});
 }
 
 }  // namespace krait

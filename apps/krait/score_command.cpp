@@ -129,7 +129,7 @@ int run(const ScoreFlags& flags) {
   const Tokenizer tokenizer = flags.model.load_tokenizer();
   const std::vector<int32_t> tokens = input_tokens(flags, tokenizer);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
-  const Model model = load_model(flags.model.folder, flags.compute.weights_dtype());
+  const Model model = flags.compute.load(flags.model.folder, *ctx);
   check_tokens(tokens, model.config().vocab_size);
   if (flags.top > static_cast<size_t>(model.config().vocab_size))
     throw Error("more tokens asked for than there are", "--top",

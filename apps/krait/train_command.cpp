@@ -9,6 +9,7 @@
 #include "command.h"
 #include "core/mapped_file.h"
 #include "generate/generator.h"
+#include "ops/device.h"
 #include "train/progress.h"
 #include "train/report.h"
 #include "train/trainer.h"
@@ -17,7 +18,7 @@ namespace krait {
 namespace {
 
 struct Flags {
-  std::string config, out, resume;
+  std::string config, out, resume, device;
   std::vector<std::string> settings, data;
   bool quiet = false, json = false;
 };
@@ -104,7 +105,7 @@ class Display {
 // What the model writes so far, on stderr.
 void show_samples(Display& display, const TrainSettings& train, const Tokenizer& tokenizer,
                   int64_t step, const Weights& weights) {
-  Context context(cpu_engine(), static_cast<int>(train.threads));
+  Context context(engine_of_device(train.device), static_cast<int>(train.threads));
   for (const std::string& prompt : train.sample_prompts) {
     Generator generator(context, weights, tokenizer);
     generator.feed(tokenizer.encode(prompt));
@@ -125,6 +126,7 @@ RunConfig read_config_of(const Flags& flags) {
     nlohmann::json list = flags.data;  // a JSON list of strings is a TOML one
     settings.push_back("data.train=" + list.dump());
   }
+  if (!flags.device.empty()) settings.push_back("train.device=" + flags.device);
   settings.insert(settings.end(), flags.settings.begin(), flags.settings.end());
   return load_run_config(file, settings);
 }
@@ -192,6 +194,8 @@ void add_train_command(CLI::App& app, CommandList& out) {
                    "section.key=value: overrides the run file; may be repeated")
       ->allow_extra_args(false);
   command->add_option("--data", flags->data, "Text files and folders: the same as data.train");
+  command->add_option("--device", flags->device, "cpu or cuda: the same as train.device")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   command->add_option("--out", flags->out, "Folder of the run")->required();
   command->add_option("--resume", flags->resume,
                       "auto: the newest checkpoint in --out; or a checkpoint's folder");

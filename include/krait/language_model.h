@@ -25,7 +25,7 @@
 namespace krait {
 
 struct LoadOptions {
-  std::string device = "cpu";
+  std::string device = "cpu";  // or "cuda"
   std::string dtype = "auto";  // of weights and activations: "f32", "bf16", or as in the file
   int threads = 0;             // 0: one per core
   bool batch_invariant =

@@ -1,10 +1,10 @@
 #include "krait/language_model.h"
 
-#include "ops/context.h"
 #include "generate/generator.h"
 #include "generate/scorer.h"
 #include "model/weights.h"
-#include "ops/engine.h"
+#include "ops/context.h"
+#include "ops/device.h"
 
 namespace krait {
 namespace {
@@ -16,12 +16,6 @@ std::optional<DType> dtype_of_name(const std::string& name) {
   return dtype_from_name(name);
 }
 
-const Engine& engine_of(const std::string& device) {
-  if (device == "cuda") throw Error("built without CUDA", "device", "cpu", device);
-  if (device != "cpu") throw Error("unknown device", "device", "cpu", device);
-  return cpu_engine();
-}
-
 Tokenizer tokenizer_of(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
   return std::filesystem::exists(path) ? Tokenizer::from_file(path) : Tokenizer::bytes();
@@ -31,8 +25,8 @@ Tokenizer tokenizer_of(const std::filesystem::path& folder) {
 
 struct LanguageModel::Impl {
   Impl(const std::filesystem::path& folder, const LoadOptions& options)
-      : context(engine_of(options.device), options.threads),
-        model(load_model(folder, dtype_of_name(options.dtype))),
+      : context(engine_of_device(options.device), options.threads),
+        model(load_model(folder, dtype_of_name(options.dtype), context.memory())),
         tokenizer(tokenizer_of(folder)),
         generator(context, model.weights, tokenizer) {
     context.batch_invariant = options.batch_invariant;

@@ -41,10 +41,11 @@ Generator::Generator(Context& ctx, const Weights& weights, const Tokenizer& toke
       weights_(weights),
       tokenizer_(tokenizer),
       eos_(weights.config.eos_token_ids),
-      state_(weights.config, 1),
-      chunk_(DType::i32, {kPrefillChunk}),
-      chunk_hidden_(weights.dtype, {kPrefillChunk, weights.config.d_model}),
-      seq_start_(DType::i32, {2}) {
+      state_(weights.config, 1, DType::f32, ctx.memory()),
+      chunk_(ctx, DType::i32, {prefill_chunk(ctx.engine())}, /*mirrors=*/2),
+      seq_start_(ctx, DType::i32, {2}, /*mirrors=*/2),
+      chunk_hidden_(weights.dtype, {prefill_chunk(ctx.engine()), weights.config.d_model},
+                    ctx.memory()) {
   if (eos_.empty() && tokenizer.eos_id()) eos_.push_back(*tokenizer.eos_id());
   reserve(1);
 }
@@ -61,23 +62,26 @@ void Generator::remember(std::span<const int32_t> tokens) {
 
 bool Generator::feed(std::span<const int32_t> tokens, const KeepGoing& keep_going) {
   check_tokens(tokens, weights_.config.vocab_size);
-  int32_t* const seq_start = seq_start_->ptr<int32_t>();
-  int32_t* const chunk = chunk_->ptr<int32_t>();
+  const int64_t at_once = prefill_chunk(ctx_.engine());
   // The model always stands one token behind: the last one waits for the step that asks for logits.
   while (!tokens.empty()) {
     if (keep_going && !keep_going()) return false;
+    int32_t* const chunk = chunk_.host_ptr<int32_t>();
     int64_t count = 0;
     if (pending_ >= 0) chunk[count++] = pending_;
     const int64_t take =
-        std::min<int64_t>(kPrefillChunk - count + 1, static_cast<int64_t>(tokens.size()));
+        std::min<int64_t>(at_once - count + 1, static_cast<int64_t>(tokens.size()));
     std::copy_n(tokens.begin(), take - 1, chunk + count);
     count += take - 1;
     if (count > 0) {
+      int32_t* const seq_start = seq_start_.host_ptr<int32_t>();
       seq_start[0] = 0;
       seq_start[1] = static_cast<int32_t>(count);
+      chunk_.upload(count);
+      seq_start_.upload(2);
       forward(ctx_, weights_,
-              {.tokens = chunk_->slice(0, 0, count), .seq_start = seq_start_, .slot = {}}, &state_,
-              chunk_hidden_->slice(0, 0, count));
+              {.tokens = chunk_.view().slice(0, 0, count), .seq_start = seq_start_, .slot = {}},
+              &state_, chunk_hidden_->slice(0, 0, count));
     }
     const std::span<const int32_t> taken = tokens.first(static_cast<size_t>(take));
     remember(taken);
@@ -88,33 +92,40 @@ bool Generator::feed(std::span<const int32_t> tokens, const KeepGoing& keep_goin
 }
 
 void Generator::reserve(int64_t count) {
-  if (tokens_.view() && tokens_->shape[0] >= count) return;
+  if (tokens_.view() && tokens_.view().shape[0] >= count) return;
   const Config& c = weights_.config;
+  ctx_.engine().synchronize(ctx_);  // what is freed may be in use
+  recordings_.clear();
   if (state_.slots() < count) {
-    DecodeState larger(c, count);
+    DecodeState larger(c, count, DType::f32, ctx_.memory());
     larger.restore(0, state_.save(0));
     state_ = std::move(larger);
   }
-  tokens_ = OwnedTensor(DType::i32, {count});
-  slot_ = OwnedTensor(DType::i32, {count});
-  hidden_ = OwnedTensor(weights_.dtype, {count, c.d_model});
-  logits_ = OwnedTensor(DType::f32, {count, c.vocab_size});
+  tokens_ = MirroredTensor(ctx_, DType::i32, {count});
+  slot_ = MirroredTensor(ctx_, DType::i32, {count});
+  hidden_ = OwnedTensor(weights_.dtype, {count, c.d_model}, ctx_.memory());
+  logits_ = MirroredTensor(ctx_, DType::f32, {count, c.vocab_size});
 }
 
 void Generator::step_all(int64_t count) {
-  step(ctx_, weights_, tokens_->slice(0, 0, count), slot_->slice(0, 0, count), state_,
-       hidden_->slice(0, 0, count));
-  logits(ctx_, weights_, hidden_->slice(0, 0, count), logits_->slice(0, 0, count));
+  const auto first = [count](const Tensor& t) { return t.slice(0, 0, count); };
+  tokens_.upload(count);
+  slot_.upload(count);
+  recordings_.run(ctx_, {count}, [&] {
+    step(ctx_, weights_, first(tokens_), first(slot_), state_, first(hidden_));
+    logits(ctx_, weights_, first(hidden_), first(logits_));
+  });
+  logits_.download(count);
 }
 
 std::vector<float> Generator::next_logits() {
   if (empty()) throw Error("no logits without a token", "prompt", "at least one token", "none");
   const std::vector<std::byte> before = state_.save(0);
-  tokens_->ptr<int32_t>()[0] = pending_;
-  slot_->ptr<int32_t>()[0] = 0;
+  tokens_.host_ptr<int32_t>()[0] = pending_;
+  slot_.host_ptr<int32_t>()[0] = 0;
   step_all(1);
   state_.restore(0, before);
-  const float* const first = logits_->ptr<float>();
+  const float* const first = logits_.host_ptr<float>();
   return std::vector<float>(first, first + weights_.config.vocab_size);
 }
 
@@ -176,15 +187,17 @@ std::vector<Sample> Generator::generate(const GenerateOptions& options, const On
   std::vector<Active> active = start(options);
   for (bool wanted = true; wanted && !active.empty();) {
     const int64_t count = static_cast<int64_t>(active.size());
+    int32_t *const tokens = tokens_.host_ptr<int32_t>(), *const slot = slot_.host_ptr<int32_t>();
     for (int64_t i = 0; i < count; ++i) {
       const Active& a = active[static_cast<size_t>(i)];
-      tokens_->ptr<int32_t>()[i] = a.last;
-      slot_->ptr<int32_t>()[i] = static_cast<int32_t>(a.index);
+      tokens[i] = a.last;
+      slot[i] = static_cast<int32_t>(a.index);
     }
     step_all(count);
+    const Tensor rows = logits_.host();
     for (int64_t i = 0; wanted && i < count; ++i) {
       Active& a = active[static_cast<size_t>(i)];
-      const std::span<float> row(logits_->row<float>(i),
+      const std::span<float> row(rows.row<float>(i),
                                  static_cast<size_t>(weights_.config.vocab_size));
       wanted = accept(a, a.sampler.sample(row, a.recent), options, on_text);
     }

@@ -15,10 +15,16 @@
 #include "generate/tokenizer.h"
 #include "generate/utf8_stream.h"
 #include "model/language_model.h"
+#include "ops/mirrored_tensor.h"
+#include "ops/recordings.h"
 
 namespace krait {
 
-inline constexpr int64_t kPrefillChunk = 512;  // tokens that go through the model at once
+// Tokens that go through the model at once: as many as keep the machine busy and no more, since
+// they take memory.
+inline int64_t prefill_chunk(const Engine& engine) {
+  return engine.memory().on_host() ? 512 : 8192;
+}
 
 enum class FinishReason { length, stop, eos, cancelled };
 const char* name_of(FinishReason reason);
@@ -91,9 +97,12 @@ class Generator {
   DecodeState state_;  // slot 0: the conversation
   int32_t pending_ = -1;
   std::vector<int32_t> recent_;
-  OwnedTensor tokens_, slot_;                     // (slots)  i32
-  OwnedTensor hidden_, logits_;                   // (slots, d_model) T, (slots, vocab_size) f32
-  OwnedTensor chunk_, chunk_hidden_, seq_start_;  // (kPrefillChunk), (kPrefillChunk, d_model), (2)
+  MirroredTensor tokens_, slot_;      // (slots)  i32
+  OwnedTensor hidden_;                // (slots, d_model)  T
+  MirroredTensor logits_;             // (slots, vocab_size)  f32
+  MirroredTensor chunk_, seq_start_;  // (prefill_chunk), (2)  i32
+  OwnedTensor chunk_hidden_;          // (prefill_chunk, d_model)  T
+  Recordings recordings_;             // of step_all, by the number of sequences
 };
 
 }  // namespace krait

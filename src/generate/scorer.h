@@ -10,6 +10,7 @@
 
 #include "generate/tokenizer.h"
 #include "model/language_model.h"
+#include "ops/mirrored_tensor.h"
 
 namespace krait {
 
@@ -39,17 +40,20 @@ class Scorer {
                 Total& total, const std::function<bool()>& keep_going = {});
 
  private:
-  // Scores tokens_[0 .. count), cut into sequences at seq_start_[0 .. num_seqs]; fills loss_.
-  void run(int64_t count, int64_t num_seqs, DecodeState* state);
+  // Scores tokens_[0 .. count), cut into sequences at seq_start_[0 .. num_seqs]; fills loss_ and
+  // gives it to the host.
+  const float* run(int64_t count, int64_t num_seqs, DecodeState* state);
   void load(std::span<const int32_t> tokens, int64_t begin, int64_t end);
 
   Context& ctx_;
   const Weights& weights_;
   DecodeState state_;
   int32_t last_ = -1;
-  OwnedTensor tokens_, targets_, seq_start_,
-      loss_;                     // (chunk), (chunk), (chunk + 1) i32, (chunk) f32
-  OwnedTensor hidden_, logits_;  // (1, d_model) T, (1, vocab_size) f32
+  int64_t chunk_;                                // tokens at once
+  MirroredTensor tokens_, targets_, seq_start_;  // (chunk), (chunk), (chunk + 1)  i32
+  MirroredTensor loss_;                          // (chunk)  f32
+  OwnedTensor hidden_;                           // (1, d_model)  T
+  MirroredTensor logits_;                        // (1, vocab_size)  f32
   std::vector<float> logprobs_;
 };
 

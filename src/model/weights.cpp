@@ -143,7 +143,7 @@ void refuse_hidden(const fs::path& folder) {
 
 }  // namespace
 
-Model load_model(const fs::path& folder, std::optional<DType> dtype) {
+Model load_model(const fs::path& folder, std::optional<DType> dtype, Memory& memory) {
   const Config config = read_config(folder);
   const auto file = std::make_shared<TensorFile>(TensorFile::open_folder(folder));
   Checkpoint checkpoint(*file);
@@ -162,7 +162,7 @@ Model load_model(const fs::path& folder, std::optional<DType> dtype) {
     table[i].of(model.weights.parameters) = load_parameter(
         model, table[i], in_file[i], table[i].matrix ? model.weights.dtype : model.weights.A.dtype);
   compute_A(model);
-  return model;
+  return memory.on_host() ? std::move(model) : copy_model(model, memory);
 }
 
 namespace {

@@ -35,9 +35,11 @@ struct Model {
 
 // Reads config.json and model.safetensors (or its shards, or pytorch_model.bin). dtype: f32, bf16
 // or f64; none: bf16 when the file's matrices are bf16, else f32. Tensors that have the wanted type
-// already are used where they are mapped. Throws Error: a missing, unexpected or wrongly shaped
-// tensor (file, name, expected and found shape), an unreadable file.
-Model load_model(const std::filesystem::path& folder, std::optional<DType> dtype = std::nullopt);
+// already are used where they are mapped, unless `memory` is not the host's. Throws Error: a
+// missing, unexpected or wrongly shaped tensor (file, name, expected and found shape), an
+// unreadable file.
+Model load_model(const std::filesystem::path& folder, std::optional<DType> dtype = std::nullopt,
+                 Memory& memory = host_memory());
 
 // The same weights in another memory, an engine's.
 Model copy_model(const Model& from, Memory& to);

@@ -10,6 +10,7 @@
 #include "formats/json.h"
 #include "formats/safetensors.h"
 #include "train/digest.h"
+#include "train/host_copy.h"
 
 namespace krait {
 namespace {
@@ -26,15 +27,39 @@ uint32_t crc_of(const MappedFile& file) {
   return crc.value();
 }
 
+// All numbers of a checkpoint where the host reaches them.
+struct HostCopies {
+  HostCopies(const TrainableModel& model, const Moments& moments, const DecodeState* stream_state)
+      : masters(model.config(), model.masters()),
+        m(model.config(), moments.m),
+        v(model.config(), moments.v) {
+    if (!stream_state) return;
+    state.emplace(model.config(), stream_state->slots());
+    for (int64_t slot = 0; slot < state->slots(); ++slot)
+      state->restore(slot, stream_state->save(slot));
+  }
+
+  void write_back(TrainableModel& model, Moments& moments, DecodeState* stream_state) const {
+    masters.write_back(model.masters());
+    m.write_back(moments.m);
+    v.write_back(moments.v);
+    for (int64_t slot = 0; state && slot < state->slots(); ++slot)
+      stream_state->restore(slot, state->save(slot));
+  }
+
+  HostCopy masters, m, v;
+  std::optional<DecodeState> state;
+};
+
 // Moments under the names of their parameters; "state.N.conv" and "state.N.ssm" are the rows'
 // states in stream mode.
-std::vector<NamedTensor> optimizer_tensors(const Config& config, const Moments& moments,
-                                           const DecodeState* state) {
+std::vector<NamedTensor> optimizer_tensors(const Config& config, const HostCopies& copies) {
   std::vector<NamedTensor> tensors;
   for (const ParameterInfo& info : parameter_table(config)) {
-    tensors.push_back({"m." + info.name, info.of(moments.m.parameters())});
-    tensors.push_back({"v." + info.name, info.of(moments.v.parameters())});
+    tensors.push_back({"m." + info.name, info.of(copies.m.parameters())});
+    tensors.push_back({"v." + info.name, info.of(copies.v.parameters())});
   }
+  const DecodeState* const state = copies.state ? &*copies.state : nullptr;
   for (int64_t layer = 0; state && layer < config.n_layer; ++layer) {
     tensors.push_back({"state." + std::to_string(layer) + ".conv", state->conv(layer)});
     tensors.push_back({"state." + std::to_string(layer) + ".ssm", state->ssm(layer)});
@@ -127,9 +152,9 @@ int64_t step_of(const std::string& name) {
   return number ? std::stoll(digits) : -1;
 }
 
-void write_contents(const fs::path& folder, const TrainerState& state, const TrainableModel& model,
-                    const std::vector<NamedTensor>& tensors, const fs::path& tokenizer) {
-  save_model(folder, model.config(), model.masters().parameters(), Dialect::hf, DType::f32);
+void write_contents(const fs::path& folder, const TrainerState& state, const Config& config,
+                    const HostCopies& copies, const fs::path& tokenizer) {
+  save_model(folder, config, copies.masters.parameters(), Dialect::hf, DType::f32);
   if (!tokenizer.empty()) {
     write_file_atomic(folder / "tokenizer.json", MappedFile(tokenizer).text());
     // Without it transformers takes the tokenizer class of Mamba's published models, whatever
@@ -137,7 +162,7 @@ void write_contents(const fs::path& folder, const TrainerState& state, const Tra
     write_file_atomic(folder / "tokenizer_config.json",
                       "{\"tokenizer_class\": \"PreTrainedTokenizerFast\"}\n");
   }
-  write_safetensors(folder / "optimizer.safetensors", tensors);
+  write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(config, copies));
   write_state(folder, state);
   sync_directory(folder);
 }
@@ -153,8 +178,8 @@ std::filesystem::path save_checkpoint(const fs::path& run_folder, const TrainerS
   try {
     fs::remove_all(temporary);
     fs::create_directories(temporary);
-    write_contents(temporary, state, model,
-                   optimizer_tensors(model.config(), moments, stream_state), tokenizer);
+    write_contents(temporary, state, model.config(), HostCopies(model, moments, stream_state),
+                   tokenizer);
     abandon_checkpoints(run_folder,
                         state.step - 1);  // a folder of this name cannot be replaced by a rename
     fs::rename(temporary, folder);
@@ -221,13 +246,15 @@ void load_checkpoint(const Checkpoint& checkpoint, TrainableModel& model, Moment
                 (checkpoint.folder / "config.json").string(),
                 config_to_json(model.config(), Dialect::hf), config_to_json(found, Dialect::hf));
   }
+  const HostCopies copies(model, moments, stream_state);
   std::vector<NamedTensor> weights;
   for (const ParameterInfo& info : parameter_table(model.config())) {
-    weights.push_back({info.name, info.of(model.masters().parameters())});
+    weights.push_back({info.name, info.of(copies.masters.parameters())});
   }
   read_tensors(checkpoint.folder / "model.safetensors", weights);
   read_tensors(checkpoint.folder / "optimizer.safetensors",
-               optimizer_tensors(model.config(), moments, stream_state));
+               optimizer_tensors(model.config(), copies));
+  copies.write_back(model, moments, stream_state);
 }
 
 void abandon_checkpoints(const fs::path& run_folder, int64_t step) {

@@ -31,7 +31,8 @@ struct TrainerState {
 
 // The optimizer's part of a run in progress.
 struct Moments {
-  explicit Moments(const Config& config) : m(config), v(config) {}
+  explicit Moments(const Config& config, Memory& memory = host_memory())
+      : m(config, DType::f32, memory), v(config, DType::f32, memory) {}
   ParameterStore m, v;
 };
 

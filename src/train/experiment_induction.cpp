@@ -36,19 +36,24 @@ double accuracy(Learner& learner, const Batch& batch) {
   Context& ctx = learner.context();
   const Config& config = learner.model().config();
   const auto tokens = static_cast<int64_t>(batch.tokens.size());
+  const auto sent = [&ctx](const std::vector<int32_t>& values) {
+    const auto count = static_cast<int64_t>(values.size());
+    MirroredTensor t(ctx, DType::i32, {count});
+    std::copy(values.begin(), values.end(), t.host_ptr<int32_t>());
+    t.upload(count);
+    return t;
+  };
+  const MirroredTensor in = sent(batch.tokens), seq_start = sent(batch.seq_start);
   Arena::Scope scope(ctx.workspace());
   const Tensor hidden = ctx.workspace().tensor(DType::f32, {tokens, config.d_model});
-  const Tensor row = ctx.workspace().tensor(DType::f32, {1, config.vocab_size});
-  const auto view = [](const std::vector<int32_t>& v) {
-    return Tensor(const_cast<int32_t*>(v.data()), DType::i32, {static_cast<int64_t>(v.size())});
-  };
-  forward(ctx, learner.model().weights(), {view(batch.tokens), view(batch.seq_start), {}}, nullptr,
-          hidden);
+  MirroredTensor row(ctx, DType::f32, {1, config.vocab_size});
+  forward(ctx, learner.model().weights(), {in, seq_start, {}}, nullptr, hidden);
   int64_t right = 0;
   for (int64_t i = 0; i < batch.num_seqs(); ++i) {
     const int64_t last = batch.seq_start[i + 1] - 1;
     logits(ctx, learner.model().weights(), hidden.slice(0, last, last + 1), row);
-    const float* l = row.ptr<float>();
+    row.download(1);
+    const float* l = row.host_ptr<float>();
     right += std::max_element(l, l + config.vocab_size) - l == batch.targets[last] ? 1 : 0;
   }
   return static_cast<double>(right) / static_cast<double>(batch.num_seqs());
@@ -74,7 +79,7 @@ double learning_rate(const InductionSettings& s, int64_t step) {
 
 InductionResult run_induction(const Engine& engine, const InductionSettings& s,
                               const std::function<void(int64_t, double, double)>& progress) {
-  Learner learner(engine, model_config(s), DType::f32, s.threads);
+  Learner learner(engine, model_config(s), {.threads = s.threads});
   learner.initialize(s.seed);
   Rng rng(s.seed, kTrainStream), test_rng(s.seed, kTestStream), long_rng(s.seed, kLongStream);
   AdamWSettings adam;
@@ -90,10 +95,9 @@ InductionResult run_induction(const Engine& engine, const InductionSettings& s,
                                                : s.length));
     // Shorter sequences come in larger numbers: the work of a step stays the same.
     make_batch(s, s.batch_size * s.length / length, length, rng, batch);
-    loss += learner.accumulate(batch, 1.0 / static_cast<double>(batch.target_count), nullptr) /
-            static_cast<double>(batch.target_count);
-    learner.gradient_norm();
+    learner.accumulate(batch, 1.0 / static_cast<double>(batch.target_count), nullptr);
     learner.update(adam, learning_rate(s, step), step);
+    loss += learner.collect().loss / static_cast<double>(batch.target_count);
     if (step % kTestEvery != 0) continue;
     make_batch(s, kTestSequences, s.length, test_rng, batch);
     result.accuracy = accuracy(learner, batch);

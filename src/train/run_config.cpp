@@ -119,8 +119,15 @@ void visit_train_keys(Config& c, Visitor&& v) {
   v(Key{"train", "keep_last", "checkpoints kept", false}, t.keep_last, from(1, 1e6));
   v(Key{"train", "log_every", "steps between lines of metrics.jsonl", false}, t.log_every, from(1));
   v(Key{"train", "seed", "of the initial weights", false}, t.seed, from(0));
+  v(Key{"train", "device", "where to compute: cpu or cuda", false}, t.device,
+    one_of({"cpu", "cuda"}));
   v(Key{"train", "dtype", "of activations and matrix products: f32 or bf16", false}, t.dtype,
     one_of({"f32", "bf16"}));
+  v(Key{"train", "recompute",
+        "activations are computed again in the backward pass: less memory, a quarter more work, "
+        "the same bits",
+        false},
+    t.recompute, Limits{});
   v(Key{"train", "threads", "0: all cores", false}, t.threads, from(0, 4096));
   v(Key{"train", "sample_prompts", "continued by the model while it trains", false},
     t.sample_prompts, Limits{});

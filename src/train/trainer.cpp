@@ -2,10 +2,11 @@
 
 #include <chrono>
 #include <cmath>
-#include <limits>
+#include <deque>
 
 #include "core/mapped_file.h"
-#include "ops/engine.h"
+#include "ops/device.h"
+#include "train/host_copy.h"
 #include "train/run_folder.h"
 #include "train/schedule.h"
 
@@ -51,11 +52,13 @@ Config model_config_of(const RunConfig& config, const TrainingText& text) {
 
 void copy_parameters(const fs::path& folder, TrainableModel& to) {
   const Model from = load_model(folder, DType::f32);
+  const HostCopy masters(to.config(), to.masters());
   for (const ParameterInfo& info : parameter_table(to.config())) {
     const Tensor& source = info.of(from.weights.parameters);
-    const Tensor& target = info.of(to.masters().parameters());
+    const Tensor& target = info.of(masters.parameters());
     std::copy_n(source.ptr<float>(), source.size(), target.ptr<float>());
   }
+  masters.write_back(to.masters());
 }
 
 AdamWSettings adamw_settings(const OptimSettings& o) {
@@ -63,6 +66,13 @@ AdamWSettings adamw_settings(const OptimSettings& o) {
 }
 
 }  // namespace
+
+// A step that was handed to the learner, until its result is there.
+struct PendingStep {
+  StepMetrics metrics;  // without what is measured
+  int64_t targets, tokens;
+  Clock::time_point begin;
+};
 
 struct Trainer::Run {
   RunConfig config;
@@ -78,8 +88,10 @@ struct Trainer::Run {
   fs::path checkpoint;
   Batch batch;
   Clock::time_point start = Clock::now();
-  double elapsed_before = 0;  // of the sessions before this one
-  double step_seconds = 0;    // of the last step, without validation and saving
+  double elapsed_before = 0;        // of the sessions before this one
+  double step_seconds = 0;          // of the last step, without validation and saving
+  std::deque<PendingStep> pending;  // oldest first
+  Clock::time_point last_result = start;
   int64_t last_eval = -1, last_save = -1;
 
   Run(const RunConfig& c, const fs::path& path, TrainerEvents e)
@@ -88,9 +100,13 @@ struct Trainer::Run {
         folder(path),
         text(load_training_text(c.data)),
         source(text.train, c.data),
-        learner(cpu_engine(), model_config_of(c, text), dtype_from_name(c.train.dtype),
-                static_cast<int>(c.train.threads)) {
-    if (c.data.mode == "stream") stream_state.emplace(learner.model().config(), c.data.batch_size);
+        learner(engine_of_device(c.train.device), model_config_of(c, text),
+                {.dtype = dtype_from_name(c.train.dtype),
+                 .threads = static_cast<int>(c.train.threads),
+                 .recompute = c.train.recompute}) {
+    if (c.data.mode == "stream")
+      stream_state.emplace(learner.model().config(), c.data.batch_size, DType::f32,
+                           learner.context().memory());
   }
 
   double elapsed() const { return elapsed_before + seconds_since(start); }
@@ -109,8 +125,11 @@ struct Trainer::Run {
   void begin(const std::string& resume);
   void resume_from(const Checkpoint& from);
   double learning_rate() const;
-  StepMetrics train_step();
+  void begin_step();
+  StepMetrics finish_step();
+  void report_steps(size_t keep, bool last);
   void evaluate();
+  void sample();
   void save();
   void export_model() const;
 };
@@ -182,39 +201,56 @@ double Trainer::Run::learning_rate() const {
   return schedule.at(done);
 }
 
-StepMetrics Trainer::Run::train_step() {
-  const Clock::time_point begin = Clock::now();
-  StepMetrics m;
-  m.lr = learning_rate();
-  double loss = 0;
-  int64_t targets = 0, tokens = 0;
+// Hands the next step to the learner. The run's state is then that after the step.
+void Trainer::Run::begin_step() {
+  PendingStep step = {.metrics = {}, .targets = 0, .tokens = 0, .begin = Clock::now()};
+  step.metrics.lr = learning_rate();
   for (int64_t i = 0; i < config.optim.accumulation; ++i) {
     source.next(batch);
     if (stream_state && batch.reset_state) stream_state->reset();
     // Every batch has the same number of targets.
     const double scale = 1.0 / static_cast<double>(batch.target_count * config.optim.accumulation);
-    loss += learner.accumulate(batch, scale, stream_state ? &*stream_state : nullptr);
-    targets += batch.target_count;
-    tokens += static_cast<int64_t>(batch.tokens.size());
+    learner.accumulate(batch, scale, stream_state ? &*stream_state : nullptr);
+    step.targets += batch.target_count;
+    step.tokens += static_cast<int64_t>(batch.tokens.size());
   }
-  m.step = state.step + 1;
-  m.loss = loss / static_cast<double>(targets);
-  m.grad_norm = learner.gradient_norm();
+  learner.update(adamw_settings(config.optim), step.metrics.lr, state.step + 1);
+  ++state.step;
+  state.tokens += step.tokens;
+  state.cursor = source.cursor();
+  step.metrics.step = state.step;
+  step.metrics.tokens = state.tokens;
+  pending.push_back(step);
+}
+
+// Waits for the oldest step.
+StepMetrics Trainer::Run::finish_step() {
+  const PendingStep step = pending.front();
+  pending.pop_front();
+  const StepResult result = learner.collect();
+  StepMetrics m = step.metrics;
+  m.loss = result.loss / static_cast<double>(step.targets);
+  m.grad_norm = result.grad_norm;
   if (!std::isfinite(m.loss) || !std::isfinite(m.grad_norm)) {
     throw Error(
         "training has diverged at step " + std::to_string(m.step), folder.path().string(),
         "a finite loss and gradient; a lower optim.lr may help",
         "loss " + std::to_string(m.loss) + ", gradient norm " + std::to_string(m.grad_norm));
   }
-  learner.update(adamw_settings(config.optim), m.lr, m.step);
-  step_seconds = seconds_since(begin);
-  state.step = m.step;
-  state.tokens += tokens;
-  state.cursor = source.cursor();
-  m.tokens = state.tokens;
-  m.tokens_per_s = static_cast<double>(tokens) / std::max(step_seconds, 1e-9);
+  step_seconds = seconds_since(std::max(step.begin, last_result));
+  last_result = Clock::now();
+  m.tokens_per_s = static_cast<double>(step.tokens) / std::max(step_seconds, 1e-9);
   m.elapsed_s = elapsed();
   return m;
+}
+
+// Reports steps until only `keep` are under way. last: the newest ends the run.
+void Trainer::Run::report_steps(size_t keep, bool last) {
+  while (pending.size() > keep) {
+    const StepMetrics m = finish_step();
+    if (m.step % config.train.log_every == 0 || (last && pending.empty())) metrics->write(m);
+    if (events.step) events.step(m);
+  }
 }
 
 void Trainer::Run::evaluate() {
@@ -222,7 +258,9 @@ void Trainer::Run::evaluate() {
   last_eval = state.step;
   ValidationSource validation_source(text.validation, config.data, config.train.eval_tokens);
   std::optional<DecodeState> rows;
-  if (stream_state) rows.emplace(learner.model().config(), validation_source.rows());
+  if (stream_state)
+    rows.emplace(learner.model().config(), validation_source.rows(), DType::f32,
+                 learner.context().memory());
   EvalMetrics m;
   double loss = 0;
   int64_t bytes = 0;
@@ -240,6 +278,12 @@ void Trainer::Run::evaluate() {
   metrics->write(m);
   validation = m;
   if (events.eval) events.eval(m);
+}
+
+void Trainer::Run::sample() {
+  if (!events.sample) return;
+  learner.context().engine().synchronize(learner.context());  // others compute with the weights
+  events.sample(state.step, learner.model().weights());
 }
 
 void Trainer::Run::save() {
@@ -279,25 +323,26 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   Run& r = *run_;
   const TrainSettings& t = r.config.train;
   const auto due = [&r](int64_t every) { return every > 0 && r.state.step % every == 0; };
-  r.start = Clock::now();
+  // The next step is prepared and queued while a GPU is at this one.
+  const size_t ahead = r.learner.context().memory().on_host() ? 0 : 1;
+  r.start = r.last_result = Clock::now();
   while (!r.finished() && !stop) {
-    const StepMetrics m = r.train_step();
+    r.begin_step();
     const bool last = r.finished();
-    if (due(t.log_every) || last) r.metrics->write(m);
-    if (r.events.step) r.events.step(m);
+    const bool pause = last || due(t.eval_every) || due(t.sample_every) || due(t.save_every);
+    r.report_steps(pause ? 0 : ahead, last);
     if (due(t.eval_every) && !last) r.evaluate();
-    if (due(t.sample_every) && !last && r.events.sample)
-      r.events.sample(r.state.step, r.learner.model().weights());
+    if (due(t.sample_every) && !last) r.sample();
     if (due(t.save_every)) r.save();
   }
+  r.report_steps(0, r.finished());
   TrainResult result;
   result.interrupted = !r.finished();
   r.save();
   r.export_model();
   if (!result.interrupted) {
     r.evaluate();
-    if (r.events.sample && !t.sample_prompts.empty())
-      r.events.sample(r.state.step, r.learner.model().weights());
+    if (!t.sample_prompts.empty()) r.sample();
   }
   result.step = r.state.step;
   result.validation = r.validation;

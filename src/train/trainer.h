@@ -52,7 +52,8 @@ class Trainer {
   const TrainingText& text() const;
   int64_t first_step() const;  // 0: a new run
 
-  // Trains to the end, or until `stop` is set: then the step is finished and a checkpoint written.
+  // Trains to the end, or until `stop` is set: then the step is finished (on a GPU also the next
+  // one, which is queued already) and a checkpoint written.
   // Throws Error when loss or gradient are not finite (the optimizer is not applied then) or files
   // cannot be written.
   TrainResult run(const std::atomic<bool>& stop);

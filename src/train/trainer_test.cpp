@@ -11,11 +11,14 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "core/rng.h"
 #include "model/weights.h"
+#include "ops/op_test.h"
+#include "train/host_copy.h"
 #include "train/test_folder.h"
 
 namespace krait {
@@ -112,25 +115,36 @@ TEST(Trainer, LearnsAndWritesTheRun) {
 
 // The stops are before, on and after epoch borders (an epoch is about 42 batches of 64 tokens; 24
 // steps of 2 batches cross one).
-TEST(Trainer, ResumedRunIsBitForBitTheStraightOne) {
-  for (const std::string mode : {"documents", "stream"}) {
-    for (const std::string accumulation : {"1", "3"}) {
-      const Toy toy;
-      const auto config = toy.config({"data.mode=" + mode, "optim.accumulation=" + accumulation});
-      const TrainResult straight = train(config, toy.out("straight"));
-      TrainResult resumed;
-      for (const int64_t stop_at :
-           {int64_t{1}, int64_t{7}, int64_t{13}, int64_t{20}, int64_t{-1}}) {
-        resumed = train(config, toy.out("resumed"), "auto", stop_at);
-        EXPECT_EQ(resumed.interrupted, stop_at > 0);
-      }
-      EXPECT_EQ(fingerprint(toy.out("resumed"), resumed),
-                fingerprint(toy.out("straight"), straight))
-          << mode << " " << accumulation;
-      EXPECT_EQ(read_text(toy.out("resumed") / "model/model.safetensors"),
-                read_text(toy.out("straight") / "model/model.safetensors"));
-    }
+void expect_resumed_is_straight(const std::vector<std::string>& settings) {
+  const Toy toy;
+  const auto config = toy.config(settings);
+  const TrainResult straight = train(config, toy.out("straight"));
+  TrainResult resumed;
+  for (const int64_t stop_at : {int64_t{1}, int64_t{7}, int64_t{13}, int64_t{20}, int64_t{-1}}) {
+    resumed = train(config, toy.out("resumed"), "auto", stop_at);
+    EXPECT_EQ(resumed.interrupted, stop_at > 0);
   }
+  EXPECT_EQ(fingerprint(toy.out("resumed"), resumed), fingerprint(toy.out("straight"), straight));
+  EXPECT_EQ(read_text(toy.out("resumed") / "model/model.safetensors"),
+            read_text(toy.out("straight") / "model/model.safetensors"));
+}
+
+TEST(Trainer, ResumedRunIsBitForBitTheStraightOne) {
+  for (const std::string mode : {"documents", "stream"})
+    for (const std::string accumulation : {"1", "3"})
+      expect_resumed_is_straight({"data.mode=" + mode, "optim.accumulation=" + accumulation});
+}
+
+// Bits also do not depend on which steps were queued op by op, recorded or replayed.
+TEST(TrainerCuda, ResumedRunIsBitForBitTheStraightOne) {
+  op_test::on_cuda([](Context&) {
+    for (const std::string mode : {"documents", "stream"})
+      for (const std::string accumulation : {"1", "3"})
+        for (const std::string dtype : {"f32", "bf16"})
+          expect_resumed_is_straight({"train.device=cuda", "data.mode=" + mode,
+                                      "optim.accumulation=" + accumulation,
+                                      "train.dtype=" + dtype});
+  });
 }
 
 TEST(Trainer, SameSettingsSameBitsWhateverTheLogging) {
@@ -141,6 +155,51 @@ TEST(Trainer, SameSettingsSameBitsWhateverTheLogging) {
   EXPECT_EQ(fingerprint(toy.out("a"), a), fingerprint(toy.out("b"), b));
   const TrainResult c = train(toy.config({"train.seed=2"}), toy.out("c"));
   EXPECT_NE(fingerprint(toy.out("a"), a), fingerprint(toy.out("c"), c));
+}
+
+// Steps are reported in order, once each, with what belongs to them, wherever they are computed.
+TEST(TrainerCuda, ReportsWhatTheCpuReports) {
+  op_test::on_cuda([](Context&) {
+    const Toy toy;
+    std::map<std::string, std::vector<StepMetrics>> reported;
+    for (const std::string device : {"cpu", "cuda"}) {
+      TrainerEvents events;
+      events.step = [&](const StepMetrics& m) { reported[device].push_back(m); };
+      const std::atomic<bool> stop{false};
+      Trainer(toy.config({"train.device=" + device}), toy.out(device), "", events).run(stop);
+    }
+    ASSERT_EQ(reported["cpu"].size(), 24u);
+    ASSERT_EQ(reported["cuda"].size(), 24u);
+    for (size_t i = 0; i < 24; ++i) {
+      const StepMetrics &cpu = reported["cpu"][i], &gpu = reported["cuda"][i];
+      EXPECT_EQ(gpu.step, cpu.step);
+      EXPECT_EQ(gpu.tokens, cpu.tokens);
+      EXPECT_EQ(gpu.lr, cpu.lr);
+      EXPECT_NEAR(gpu.loss, cpu.loss, 1e-4) << "step " << i + 1;
+      EXPECT_NEAR(gpu.grad_norm, cpu.grad_norm, 1e-3 * cpu.grad_norm) << "step " << i + 1;
+    }
+  });
+}
+
+TEST(TrainerCuda, ARunMayChangeItsDevice) {
+  op_test::on_cuda([](Context&) {
+    const Toy toy;
+    train(toy.config({"train.device=cuda"}), toy.out("run"), "", 9);
+    const TrainResult end = train(toy.config({"train.device=cpu"}), toy.out("run"), "auto");
+    EXPECT_EQ(end.step, 24);
+    const TrainResult cpu = train(toy.config(), toy.out("cpu"));
+    EXPECT_NEAR(end.validation->loss, cpu.validation->loss, 1e-3);
+  });
+}
+
+TEST(TrainerCuda, RecomputingChangesNothing) {
+  op_test::on_cuda([](Context&) {
+    const Toy toy;
+    const TrainResult kept = train(toy.config({"train.device=cuda"}), toy.out("kept"));
+    const TrainResult recomputed =
+        train(toy.config({"train.device=cuda", "train.recompute=true"}), toy.out("recomputed"));
+    EXPECT_EQ(fingerprint(toy.out("recomputed"), recomputed), fingerprint(toy.out("kept"), kept));
+  });
 }
 
 TEST(Trainer, Bf16RunsAndResumes) {
@@ -162,7 +221,7 @@ TEST(Trainer, FineTunesAModelsFolder) {
   EXPECT_NEAR(tuned.validation->loss, base.validation->loss, 1e-5);
 }
 
-TEST(Trainer, DivergenceIsAnErrorAndTheOptimizerIsNotApplied) {
+void expect_divergence_is_an_error(const std::string& device) {
   const Toy toy;
   const auto base = train(toy.config({"train.steps=2"}), toy.out("base"));
   // A weight that is not a number, as a broken checkpoint would bring.
@@ -173,11 +232,61 @@ TEST(Trainer, DivergenceIsAnErrorAndTheOptimizerIsNotApplied) {
   parameters.norm_f = norm;
   fs::create_directory(toy.out("nan"));
   save_model(toy.out("nan"), model.config(), parameters, Dialect::hf, DType::f32);
-  const std::string message = message_of<Error>(
-      [&] { train(toy.config({"model.init_from=" + toy.out("nan").string()}), toy.out("run")); });
+  const std::string message = message_of<Error>([&] {
+    train(toy.config({"model.init_from=" + toy.out("nan").string(), "train.device=" + device}),
+          toy.out("run"));
+  });
   EXPECT_NE(message.find("training has diverged at step 1"), std::string::npos) << message;
   EXPECT_TRUE(list_checkpoints(toy.out("run")).empty());
   EXPECT_EQ(read_text(toy.out("run") / "metrics.jsonl"), "");
+}
+
+TEST(Trainer, DivergenceIsAnErrorAndTheOptimizerIsNotApplied) {
+  expect_divergence_is_an_error("cpu");
+}
+
+TEST(TrainerCuda, DivergenceIsAnErrorAndTheOptimizerIsNotApplied) {
+  op_test::on_cuda([](Context&) { expect_divergence_is_an_error("cuda"); });
+}
+
+// Also not in a step that was queued before the bad one was seen.
+void expect_a_bad_step_changes_nothing(const Engine& engine) {
+  const Config config = make_config(32, 16, 2);
+  Learner learner(engine, config, {.threads = 1});
+  learner.initialize(1);
+  Batch batch;
+  for (int32_t i = 0; i < 40; ++i) {
+    batch.tokens.push_back(i * 7 % 32);
+    batch.targets.push_back(i * 5 % 32);
+  }
+  batch.seq_start = {0, 1, 25, 40};
+  batch.target_count = 40;
+  const auto step = [&](double scale, int64_t number) {
+    learner.accumulate(batch, scale, nullptr);
+    learner.update({}, 1e-3, number);
+  };
+  const auto masters = [&] {
+    const HostCopy copy(config, learner.model().masters());
+    return op_test::to_double(copy.parameters().layers[1].in_proj);
+  };
+  const std::vector<double> initial = masters();
+  step(1.0 / 40, 1);
+  EXPECT_TRUE(std::isfinite(learner.collect().grad_norm));
+  const std::vector<double> before = masters();
+  EXPECT_NE(before, initial);
+  step(std::numeric_limits<double>::infinity(), 2);
+  step(1.0 / 40, 3);
+  const StepResult bad = learner.collect();
+  EXPECT_EQ(bad.step, 2);
+  EXPECT_FALSE(std::isfinite(bad.grad_norm));
+  EXPECT_EQ(learner.collect().step, 3);
+  EXPECT_EQ(masters(), before);
+}
+
+TEST(Learner, ABadStepChangesNothing) { expect_a_bad_step_changes_nothing(cpu_engine()); }
+
+TEST(LearnerCuda, ABadStepChangesNothing) {
+  op_test::on_cuda([](Context& ctx) { expect_a_bad_step_changes_nothing(ctx.engine()); });
 }
 
 TEST(Trainer, RefusesWhatCannotContinue) {
