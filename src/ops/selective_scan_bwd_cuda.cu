@@ -1,0 +1,923 @@
+// The selective scan's backward pass on a GPU. The states of a tile of 64 tokens are scanned once
+// more from the state that the forward pass saved, and stay in registers for the way back.
+//
+// The lanes of a warp split a channel's tile: 8 runs of 8 tokens times 4 groups of 4 states. A lane
+// scans its run from zero in both directions; 16 + 16 lanes chain the runs; then the lane knows
+// both ends. So A_bar and h of 8 x 4 (token, state) pairs are all in registers, and dB and dC,
+// which sum over channels, are sums in registers too while the warp goes from channel to channel.
+#include "ops/cuda/math.cuh"
+#include "ops/cuda/partial_sums.cuh"
+#include "ops/cuda/sequences.cuh"
+#include "ops/cuda/state.h"
+#include "ops/cuda/vector.cuh"
+#include "ops/cuda/vector_access.h"
+#include "ops/selective_scan_bwd_plan.h"
+
+namespace krait::cuda {
+namespace {
+
+constexpr int kTile = static_cast<int>(kScanChunk);
+constexpr int kRuns = 8, kRunTokens = 8;  // of a tile
+constexpr int kLaneStates = 4;            // of a block of kScanBwdStates
+constexpr int kUnit = kScanBwdUnit, kWarpChannels = kScanBwdWarpChannels;
+constexpr int kBlockStates = kScanBwdStates;
+constexpr int kTileStates = kTile * kBlockStates;
+static_assert(kRuns * kRunTokens == kTile);
+
+template <class T>
+struct Args {
+  const T *u, *dt, *z, *dy, *B, *C;  // z: null when none
+  T *du, *ddt, *dz, *y;              // y: null when not wanted
+  int64_t u_row, dt_row, z_row, dy_row, B_row, C_row, du_row, ddt_row, dz_row, y_row;
+  int64_t B_group, C_group;
+  const float *A, *D, *dt_bias, *state, *saved;
+  float* dstate;
+  const int32_t *seq_start, *slot;
+  float *dB, *dC;     // (blocks, tokens, d_state): sums over the block's channels
+  float* dA;          // (walkers, d_inner, d_state)
+  float* dD_dbias;    // (walkers, 2, d_inner)
+  float* behind;      // (slots of segments, d_inner, d_state): what flows into a segment
+  float* delta_sums;  // (slots of segments, d_inner)
+  int64_t tokens, pieces;
+  int num_seqs, d_inner, d_state, padded_states;
+  int group_channels, group_blocks, rounds, stages;
+  bool cut;
+  bool vector_rows;    // 16 bytes at a time: u, dt, z, dy, du, ddt, dz, y
+  bool vector_bc;      // four states at a time
+  bool vector_states;  // state, saved
+};
+
+// A sequence, or a segment of one; tokens counted over the batch.
+struct Piece {
+  int64_t begin, end, seq_begin, seq_end;
+  int64_t segment_slot;  // of the segment that ends at `end`
+  int64_t state_row;     // of the pool of states
+  bool first;            // segment of its sequence
+  bool many;             // segments in its sequence
+};
+
+__device__ int64_t segment_slot(int64_t seq_begin, int sequence) {
+  return seq_begin / kScanBwdSegment + sequence;
+}
+
+template <class T>
+__device__ bool find_piece(const Args<T>& a, int64_t index, Piece& p) {
+  const int32_t* start = a.seq_start;
+  int sequence = static_cast<int>(index);
+  if (a.cut)
+    sequence = last_not_above(a.num_seqs, index, [=](int i) { return segment_slot(start[i], i); });
+  p.seq_begin = p.begin = start[sequence], p.seq_end = p.end = start[sequence + 1];
+  p.many = p.end - p.begin > kScanBwdSegment;
+  if (a.cut) {
+    p.begin += (index - segment_slot(p.seq_begin, sequence)) * kScanBwdSegment;
+    p.end = min(p.end, p.begin + kScanBwdSegment);
+  }
+  p.first = p.begin == p.seq_begin;
+  p.segment_slot = index;
+  p.state_row = a.slot ? a.slot[sequence] : sequence;
+  return p.begin < p.end;
+}
+
+enum Quantity { kDelta, kDeltaU, kDy, kY, kQ, kW, kQuantities };
+enum Input { kDt, kU, kGradY, kZ };  // become ddt, du, y, dz
+
+// Place of a token in the arrays of (64 tokens): a run's first four tokens beside the other runs'
+// first four, so that lanes of neighbouring runs read neighbouring 16 bytes.
+__device__ __forceinline__ int place_of(int run, int token) {
+  return (token / 4) * (kTile / 2) + run * 4 + token % 4;
+}
+
+// Halves the values that a lane holds by adding those of the lane across `bit`: the lane with the
+// bit set keeps the upper half.
+template <int N>
+__device__ __forceinline__ void fold(float* v, int bit) {
+  const bool upper = threadIdx.x & static_cast<unsigned>(bit);
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    const float keep = upper ? v[i + N / 2] : v[i], give = upper ? v[i] : v[i + N / 2];
+    v[i] = keep + __shfl_xor_sync(~0u, give, bit);
+  }
+}
+
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+}
+__device__ __forceinline__ void copies_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+__device__ __forceinline__ float4 load4(const float* p) {
+  return *reinterpret_cast<const float4*>(p);
+}
+__device__ __forceinline__ void store4(float* p, float a, float b, float c, float d) {
+  *reinterpret_cast<float4*>(p) = make_float4(a, b, c, d);
+}
+
+// One block at work on one unit of channels of one tile.
+template <class T>
+struct Block {
+  static constexpr int kPitch = scan_bwd_pitch(sizeof(T));
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+  const Args<T>& a;
+  char* memory;
+  ScanBwdShared at;
+  int group, channel0, channels;  // of the block: first, and how many there are
+  // The tile and the unit at hand.
+  int64_t t0;
+  int tokens, round, stage;
+
+  __device__ Block(const Args<T>& args, char* shared)
+      : a(args),
+        memory(shared),
+        at(scan_bwd_shared(args.rounds, args.padded_states, args.stages, sizeof(T))) {
+    group = static_cast<int>(blockIdx.x) / a.group_blocks;
+    const int first = static_cast<int>(blockIdx.x) % a.group_blocks * a.rounds * kUnit;
+    channel0 = group * a.group_channels + first;
+    channels = min(a.rounds * kUnit, a.group_channels - first);
+  }
+
+  __device__ float* floats(int offset) const { return reinterpret_cast<float*>(memory + offset); }
+  __device__ T* tile(int stage_, int input) const {
+    return reinterpret_cast<T*>(memory + at.tile) + (stage_ * 4 + input) * kTile * kPitch;
+  }
+  __device__ float* first_states(int stage_) const {
+    return floats(at.first) + stage_ * kUnit * a.padded_states;
+  }
+  __device__ int warp() const { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ int lane() const { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ int run() const { return lane() % kRuns; }
+  __device__ int state() const { return lane() / kRuns * kLaneStates; }
+  // Channel i of the warp's, counted within the block.
+  __device__ int channel(int i) const { return round * kUnit + warp() * kWarpChannels + i; }
+  __device__ float* quantity(int i, int which) const {
+    return floats(at.tokens) + ((warp() * kWarpChannels + i) * kQuantities + which) * kTile;
+  }
+  __device__ int rounds() const { return (channels + kUnit - 1) / kUnit; }
+
+  template <class F>
+  __device__ void for_each_state(int count_channels, F f) const {
+    for (int i = static_cast<int>(threadIdx.x); i < count_channels * a.padded_states;
+         i += kScanBwdThreads)
+      f(i, i / a.padded_states, i % a.padded_states);
+  }
+
+  __device__ void fetch_input(int stage_, int input, const T* x, int64_t row_stride, int64_t t,
+                              int count, int first) const {
+    const int width = min(kUnit, channels - first);
+    const T* from = x + t * row_stride + channel0 + first;
+    T* to = tile(stage_, input);
+    if (a.vector_rows) {
+      constexpr int kVectors = kUnit / kVector;
+      for (int i = static_cast<int>(threadIdx.x); i < kTile * kVectors; i += kScanBwdThreads) {
+        const int row = i / kVectors, column = i % kVectors * kVector;
+        if (row < count && column < width)
+          copy_async_16(to + row * kPitch + column, from + row * row_stride + column);
+      }
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < kTile * kUnit; i += kScanBwdThreads) {
+        const int row = i / kUnit, column = i % kUnit;
+        if (row < count && column < width)
+          to[row * kPitch + column] = from[row * row_stride + column];
+      }
+    }
+  }
+
+  // Starts to fetch u, dt, z, dy and the states before the tile of one unit.
+  __device__ void fetch(const Piece& p, int stage_, int64_t t, int round_) const {
+    const int count = static_cast<int>(min(int64_t{kTile}, p.end - t)), first = round_ * kUnit;
+    fetch_input(stage_, kDt, a.dt, a.dt_row, t, count, first);
+    fetch_input(stage_, kU, a.u, a.u_row, t, count, first);
+    fetch_input(stage_, kGradY, a.dy, a.dy_row, t, count, first);
+    if (a.z) fetch_input(stage_, kZ, a.z, a.z_row, t, count, first);
+    const int64_t plane = int64_t{a.d_inner} * a.d_state;
+    const float* from = t > p.seq_begin ? a.saved + (t / kScanChunk - 1) * plane
+                        : a.state       ? a.state + p.state_row * plane
+                                        : nullptr;
+    if (from) from += int64_t{channel0 + first} * a.d_state;
+    float* to = first_states(stage_);
+    const int width = min(kUnit, channels - first);
+    if (a.vector_states && from) {
+      for (int i = static_cast<int>(threadIdx.x); i < width * a.d_state / 4; i += kScanBwdThreads)
+        copy_async_16(to + i * 4, from + i * 4);
+    } else {
+      for_each_state(kUnit, [&](int i, int c, int n) {
+        to[i] = from && c < width && n < a.d_state ? from[c * a.d_state + n] : 0.f;
+      });
+    }
+    copies_commit();
+  }
+
+  // B and C of the tile and a block of states, as (token of the run, state / 4, run, state % 4).
+  __device__ void load_bc(int block_state) const {
+    float* bc = floats(at.bc);
+    for (int i = static_cast<int>(threadIdx.x); i < kTileStates / 4; i += kScanBwdThreads) {
+      const int t = i / 4, n = block_state + i % 4 * 4;
+      float* to = bc + ((t % kRunTokens * 4 + i % 4) * kRuns + t / kRunTokens) * 4;
+      load_four(to, a.B + (t0 + t) * a.B_row + group * a.B_group, n, t);
+      load_four(to + kTileStates, a.C + (t0 + t) * a.C_row + group * a.C_group, n, t);
+    }
+  }
+  __device__ void load_four(float* to, const T* from, int n, int t) const {
+    Floats<4> x = constant<4>(0);
+    if (t < tokens && a.vector_bc) {
+      if (n < a.d_state) x = load_vector<4>(from + n);
+    } else if (t < tokens) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (n + i < a.d_state) x[i] = load_vector<1>(from + n + i)[0];
+    }
+    store4(to, x[0], x[1], x[2], x[3]);
+  }
+
+  // A lane's two tokens (k = 0, 1) of the tile, and its place for both in the arrays of 64 tokens.
+  __device__ int own_place() const { return lane() * 2; }
+  __device__ int own_token(int k) const {
+    const int place = lane() * 2;
+    return place % (kTile / 2) / 4 * kRunTokens + place / (kTile / 2) * 4 + place % 4 + k;
+  }
+  __device__ Floats<4> own(int input, int k) const {
+    return load_vector<4>(tile(stage, input) + own_token(k) * kPitch + warp() * kWarpChannels);
+  }
+  __device__ float bias(int c) const {
+    return a.dt_bias && c < channels ? __ldg(a.dt_bias + channel0 + c) : 0.f;
+  }
+
+  // delta, delta u and dy silu(z) of the warp's channels; zero where there is no token or channel,
+  // which leaves states and gradients as they are.
+  __device__ void prepare() const {
+    float v[kWarpChannels][3][2], sum[kWarpChannels];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const Floats<4> dt = own(kDt, k), u = own(kU, k), dy = own(kGradY, k);
+      const Floats<4> z = a.z ? own(kZ, k) : constant<4>(0);
+#pragma unroll
+      for (int i = 0; i < kWarpChannels; ++i) {
+        const bool valid = own_token(k) < tokens && channel(i) < channels;
+        const float delta = softplus(dt[i] + bias(channel(i)));
+        v[i][0][k] = valid ? delta : 0.f;
+        v[i][1][k] = valid ? delta * u[i] : 0.f;
+        v[i][2][k] = valid ? (a.z ? dy[i] * silu(z[i]) : dy[i]) : 0.f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kWarpChannels; ++i) {
+#pragma unroll
+      for (int q = 0; q < 3; ++q)
+        *reinterpret_cast<float2*>(quantity(i, q) + own_place()) =
+            make_float2(v[i][q][0], v[i][q][1]);
+      sum[i] = v[i][0][0] + v[i][0][1];
+    }
+    fold<4>(sum, 16);
+    fold<2>(sum, 8);
+    float s = sum[0];
+    s += __shfl_xor_sync(~0u, s, 4);
+    s += __shfl_xor_sync(~0u, s, 2);
+    s += __shfl_xor_sync(~0u, s, 1);
+    if (lane() % 8 == 0)
+      floats(at.sums)[2 * a.rounds * kUnit + channel(lane() / 16 * 2 + lane() / 8 % 2)] += s;
+  }
+
+  // Eight values of a run of the quantity.
+  __device__ void load_run(float (&x)[kRunTokens], const float* from) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 v = load4(from + place_of(run(), half * 4));
+      x[half * 4] = v.x, x[half * 4 + 1] = v.y, x[half * 4 + 2] = v.z, x[half * 4 + 3] = v.w;
+    }
+  }
+  __device__ const float* bc_of(int which, int j) const {
+    return floats(at.bc) + which * kTileStates + (j * 32 + lane()) * 4;
+  }
+
+  // Chains the runs: from `h` and `g`, which a run makes of zero, and its decay P, to the state
+  // before the run and the gradient that flows into it from behind. Lanes 0-15 go forward, a state
+  // each; lanes 16-31 back.
+  __device__ void chain_runs(float (&h)[4], float (&g)[4], const float (&P)[4], int i,
+                             int block_state) const {
+    constexpr int kRow = 36;  // floats; a row for each step: 16 forward, 16 back
+    float* ends = floats(at.exchange) + warp() * kTileStates;
+    float* decays = ends + kRuns * kRow;
+    const int forward = run() * kRow + state(), back = (kRuns - 1 - run()) * kRow + 16 + state();
+    store4(ends + forward, h[0], h[1], h[2], h[3]);
+    store4(ends + back, g[0], g[1], g[2], g[3]);
+    store4(decays + forward, P[0], P[1], P[2], P[3]);
+    store4(decays + back, P[0], P[1], P[2], P[3]);
+    __syncwarp();
+    const int n = block_state + lane() % 16;
+    const int c = channel(i) * a.padded_states + n;
+    const bool is_back = lane() >= 16;
+    float* begin = is_back
+                       ? floats(at.carry) + c
+                       : first_states(stage) + (warp() * kWarpChannels + i) * a.padded_states + n;
+    float x = *begin, zero = is_back ? floats(at.zero)[c] : 0.f;
+#pragma unroll
+    for (int k = 0; k < kRuns; ++k) {
+      const float end = ends[k * kRow + lane()], decay = decays[k * kRow + lane()];
+      ends[k * kRow + lane()] = x;
+      x = fmaf(decay, x, end);
+      zero = fmaf(decay, zero, end);
+    }
+    if (is_back) *begin = x, floats(at.zero)[c] = zero;
+    __syncwarp();
+    const float4 h4 = load4(ends + forward), g4 = load4(ends + back);
+    h[0] = h4.x, h[1] = h4.y, h[2] = h4.z, h[3] = h4.w;
+    g[0] = g4.x, g[1] = g4.y, g[2] = g4.z, g[3] = g4.w;
+  }
+
+  // Both scans of a run from zero; A_bar and delta B u stay.
+  __device__ void scan_run(float (&a_bar)[kRunTokens][4], float (&x)[kRunTokens][4], float (&h)[4],
+                           float (&g)[4], float (&P)[4], const float4& A4, int i) const {
+    const float A[4] = {A4.x, A4.y, A4.z, A4.w};
+    float delta[kRunTokens], du[kRunTokens], dy[kRunTokens], sum = 0;
+    load_run(delta, quantity(i, kDelta));
+    load_run(du, quantity(i, kDeltaU));
+#pragma unroll
+    for (int s = 0; s < 4; ++s) h[s] = g[s] = 0;
+#pragma unroll
+    for (int j = 0; j < kRunTokens; ++j) {
+      const float4 B4 = load4(bc_of(0, j));
+      const float B[4] = {B4.x, B4.y, B4.z, B4.w};
+      sum += delta[j];
+#pragma unroll
+      for (int s = 0; s < 4; ++s) {
+        a_bar[j][s] = exp2_approx(delta[j] * A[s]);
+        x[j][s] = du[j] * B[s];
+        h[s] = fmaf(a_bar[j][s], h[s], x[j][s]);
+      }
+    }
+    load_run(dy, quantity(i, kDy));
+#pragma unroll
+    for (int j = kRunTokens - 1; j >= 0; --j) {
+      const float4 C4 = load4(bc_of(1, j));
+      const float C[4] = {C4.x, C4.y, C4.z, C4.w};
+#pragma unroll
+      for (int s = 0; s < 4; ++s) g[s] = fmaf(dy[j], C[s], g[s]) * a_bar[j][s];
+    }
+#pragma unroll
+    for (int s = 0; s < 4; ++s) P[s] = exp2_approx(sum * A[s]);
+  }
+
+  // One channel, one block of states: adds to dB, dC and dA, and leaves y, q and w in the arrays of
+  // tokens (q = sum of dh B; w = sum of dh A_bar h A log2(e)).
+  __device__ void channel_gradients(float (&dB)[kRunTokens][4], float (&dC)[kRunTokens][4], int i,
+                                    int block_state) const {
+    const int row = channel(i) * a.padded_states + block_state;
+    const float4 A4 = load4(floats(at.A) + row + state());
+    float a_bar[kRunTokens][4], h[kRunTokens][4], before[4], g[4], dA[4] = {};
+    {
+      float P[4];
+      scan_run(a_bar, h, before, g, P, A4, i);
+      chain_runs(before, g, P, i, block_state);
+    }
+#pragma unroll
+    for (int j = 0; j < kRunTokens; ++j)
+#pragma unroll
+      for (int s = 0; s < 4; ++s)
+        h[j][s] = fmaf(a_bar[j][s], j == 0 ? before[s] : h[j - 1][s], h[j][s]);
+    const float A[4] = {A4.x, A4.y, A4.z, A4.w};
+    float delta[kRunTokens], du[kRunTokens], dy[kRunTokens], y[kRunTokens], q[kRunTokens],
+        w[kRunTokens];
+    load_run(delta, quantity(i, kDelta));
+    load_run(du, quantity(i, kDeltaU));
+    load_run(dy, quantity(i, kDy));
+#pragma unroll
+    for (int j = kRunTokens - 1; j >= 0; --j) {
+      const float4 B4 = load4(bc_of(0, j)), C4 = load4(bc_of(1, j));
+      const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
+      y[j] = q[j] = w[j] = 0;
+#pragma unroll
+      for (int s = 0; s < 4; ++s) {
+        const float dh = fmaf(dy[j], C[s], g[s]);
+        y[j] = fmaf(C[s], h[j][s], y[j]);
+        dC[j][s] = fmaf(dy[j], h[j][s], dC[j][s]);
+        dB[j][s] = fmaf(dh, du[j], dB[j][s]);
+        q[j] = fmaf(dh, B[s], q[j]);
+        g[s] = dh * a_bar[j][s];
+        const float through = g[s] * (j == 0 ? before[s] : h[j - 1][s]);
+        w[j] = fmaf(through, A[s], w[j]);
+        dA[s] = fmaf(through, delta[j], dA[s]);
+      }
+    }
+    add_over_states(y, q, w, i, block_state > 0);
+    fold<4>(dA, 1);
+    fold<2>(dA, 2);
+    dA[0] += __shfl_xor_sync(~0u, dA[0], 4);
+    if (lane() % 8 < 4) floats(at.dA)[row + state() + lane() % 2 * 2 + lane() / 2 % 2] += dA[0];
+  }
+
+  // Sums over the four groups of states, by way of shared memory: every lane adds its two tokens'.
+  __device__ void add_over_states(const float (&y)[kRunTokens], const float (&q)[kRunTokens],
+                                  const float (&w)[kRunTokens], int i, bool add) const {
+    float* parts = floats(at.exchange) + warp() * kTileStates;
+    __syncwarp();  // the chains have been read
+    float* own_part = parts + state() / 4 * kTile;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float* to = own_part + place_of(run(), half * 4);
+      const int j = half * 4;
+      store4(to, y[j], y[j + 1], y[j + 2], y[j + 3]);
+      store4(to + 4 * kTile, q[j], q[j + 1], q[j + 2], q[j + 3]);
+      store4(to + 8 * kTile, w[j], w[j + 1], w[j + 2], w[j + 3]);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int which = 0; which < 3; ++which) {
+      float2* to = reinterpret_cast<float2*>(quantity(i, kY + which) + own_place());
+      float2 sum = add ? *to : make_float2(0, 0);
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        const float2 x =
+            *reinterpret_cast<const float2*>(parts + (which * 4 + part) * kTile + own_place());
+        sum.x += x.x, sum.y += x.y;
+      }
+      *to = sum;
+    }
+    __syncwarp();  // the parts have been read
+  }
+
+  // From the sums over states to the gradients of the warp's channels, in place of the inputs.
+  __device__ void finish() const {
+    float sums[2 * kWarpChannels] = {};  // dD, then ddt_bias
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const bool valid = own_token(k) < tokens;
+      const Floats<4> dt = own(kDt, k), u = own(kU, k), dy_in = own(kGradY, k);
+      const Floats<4> z = a.z ? own(kZ, k) : constant<4>(0);
+      Floats<4> ddt, du, y, dz;
+#pragma unroll
+      for (int i = 0; i < kWarpChannels; ++i) {
+        const int place = own_place() + k;
+        const bool exists = valid && channel(i) < channels;
+        const float D = a.D && channel(i) < channels ? __ldg(a.D + channel0 + channel(i)) : 0.f;
+        const float sig_z = a.z ? sigmoid(z[i]) : 1.f, gate = a.z ? z[i] * sig_z : 1.f;
+        const float dy = dy_in[i] * gate, raw_y = fmaf(D, u[i], quantity(i, kY)[place]);
+        const float q = quantity(i, kQ)[place], w = quantity(i, kW)[place];
+        du[i] = fmaf(D, dy, quantity(i, kDelta)[place] * q);
+        ddt[i] = fmaf(kLn2, w, u[i] * q) * sigmoid(dt[i] + bias(channel(i)));
+        y[i] = raw_y * gate;
+        dz[i] = dy_in[i] * raw_y * (sig_z * fmaf(z[i], 1.f - sig_z, 1.f));
+        sums[i] += exists ? dy * u[i] : 0.f;
+        sums[kWarpChannels + i] += exists ? ddt[i] : 0.f;
+      }
+      const int to = own_token(k) * kPitch + warp() * kWarpChannels;
+      store_vector(tile(stage, kDt) + to, ddt);
+      store_vector(tile(stage, kU) + to, du);
+      store_vector(tile(stage, kGradY) + to, y);
+      if (a.z) store_vector(tile(stage, kZ) + to, dz);
+    }
+    fold<8>(sums, 16);
+    fold<4>(sums, 8);
+    fold<2>(sums, 4);
+    float s = sums[0];
+    s += __shfl_xor_sync(~0u, s, 2);
+    s += __shfl_xor_sync(~0u, s, 1);
+    if (lane() % 4 == 0)
+      floats(
+          at.sums)[lane() / 16 * a.rounds * kUnit + channel(lane() / 8 % 2 * 2 + lane() / 4 % 2)] +=
+          s;
+  }
+
+  __device__ void store_output(int input, T* x, int64_t row_stride) const {
+    const int first = round * kUnit, width = min(kUnit, channels - first);
+    T* to = x + t0 * row_stride + channel0 + first;
+    const T* from = tile(stage, input);
+    if (a.vector_rows) {
+      constexpr int kVectors = kUnit / kVector;
+      for (int i = static_cast<int>(threadIdx.x); i < kTile * kVectors; i += kScanBwdThreads) {
+        const int row = i / kVectors, column = i % kVectors * kVector;
+        if (row < tokens && column < width)
+          *reinterpret_cast<uint4*>(to + row * row_stride + column) =
+              *reinterpret_cast<const uint4*>(from + row * kPitch + column);
+      }
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < kTile * kUnit; i += kScanBwdThreads) {
+        const int row = i / kUnit, column = i % kUnit;
+        if (row < tokens && column < width)
+          to[row * row_stride + column] = from[row * kPitch + column];
+      }
+    }
+  }
+  __device__ void store_outputs() const {
+    store_output(kDt, a.ddt, a.ddt_row);
+    store_output(kU, a.du, a.du_row);
+    if (a.y) store_output(kGradY, a.y, a.y_row);
+    if (a.dz) store_output(kZ, a.dz, a.dz_row);
+  }
+
+  // Sums dB or dC over the warps, then over the block's units; the last one's go to memory.
+  __device__ void add_over_warps(const float (&x)[kRunTokens][4], int which,
+                                 int block_state) const {
+    float* parts = floats(at.exchange);
+    __syncthreads();  // the exchange memory is no longer in use
+#pragma unroll
+    for (int j = 0; j < kRunTokens; ++j)
+      store4(parts + warp() * kTileStates + (j * 32 + lane()) * 4, x[j][0], x[j][1], x[j][2],
+             x[j][3]);
+    __syncthreads();  // every warp's part is there
+    float* out = (which == 0 ? a.dB : a.dC) + int64_t{blockIdx.x} * a.tokens * a.d_state;
+    for (int i = static_cast<int>(threadIdx.x); i < kTileStates / 4; i += kScanBwdThreads) {
+      float4 sum = load4(parts + i * 4);
+#pragma unroll
+      for (int w = 1; w < kScanBwdWarps; ++w) {
+        const float4 v = load4(parts + w * kTileStates + i * 4);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      }
+      float* before = floats(at.bc_sums) + which * kTileStates + i * 4;
+      if (round > 0) {
+        const float4 v = load4(before);
+        sum.x = v.x + sum.x, sum.y = v.y + sum.y, sum.z = v.z + sum.z, sum.w = v.w + sum.w;
+      }
+      if (round + 1 < rounds()) {
+        store4(before, sum.x, sum.y, sum.z, sum.w);
+        continue;
+      }
+      const int t = i % kRuns * kRunTokens + i / 32, n = block_state + i / kRuns % 4 * 4;
+      if (t >= tokens || n >= a.d_state) continue;
+      float* to = out + (t0 + t) * a.d_state + n;
+      if (a.d_state % 4 == 0) {
+        store4(to, sum.x, sum.y, sum.z, sum.w);
+      } else {
+        const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+        for (int s = 0; s < 4; ++s)
+          if (n + s < a.d_state) to[s] = v[s];
+      }
+    }
+  }
+
+  // A unit of the tile, all its states.
+  __device__ void unit_gradients() const {
+    prepare();
+    for (int block_state = 0; block_state < a.padded_states; block_state += kBlockStates) {
+      if (a.padded_states > kBlockStates) {
+        __syncthreads();  // B and C are no longer in use
+        load_bc(block_state);
+        __syncthreads();  // B and C are there
+      } else {
+        __syncwarp();  // delta, delta u, dy are there
+      }
+      float dB[kRunTokens][4] = {}, dC[kRunTokens][4] = {};
+#pragma unroll 1
+      for (int i = 0; i < kWarpChannels; ++i) channel_gradients(dB, dC, i, block_state);
+      add_over_warps(dB, 0, block_state);
+      add_over_warps(dC, 1, block_state);
+    }
+    finish();
+  }
+
+  // What flows back through the tile of a unit, and nothing else.
+  __device__ void unit_carry() const {
+    prepare();
+    for (int block_state = 0; block_state < a.padded_states; block_state += kBlockStates) {
+      if (a.padded_states > kBlockStates) {
+        __syncthreads();  // B and C are no longer in use
+        load_bc(block_state);
+        __syncthreads();  // B and C are there
+      } else {
+        __syncwarp();  // delta, delta u, dy are there
+      }
+#pragma unroll 1
+      for (int i = 0; i < kWarpChannels; ++i) {
+        const float4 A4 =
+            load4(floats(at.A) + channel(i) * a.padded_states + block_state + state());
+        float a_bar[kRunTokens][4], x[kRunTokens][4], h[4], g[4], P[4];
+        scan_run(a_bar, x, h, g, P, A4, i);
+        chain_runs(h, g, P, i, block_state);
+        __syncwarp();  // the chains have been read
+      }
+    }
+  }
+
+  // Before a piece: what flows into it from behind.
+  __device__ void begin_piece(const Piece& p, bool carry_only) const {
+    const float* from = nullptr;
+    const int64_t plane = int64_t{a.d_inner} * a.d_state;
+    if (a.cut && p.many && !carry_only)
+      from = a.behind + p.segment_slot * plane;
+    else if (a.dstate && !carry_only)
+      from = a.dstate + p.state_row * plane;
+    for_each_state(a.rounds * kUnit, [&](int i, int c, int n) {
+      const float x =
+          from && c < channels && n < a.d_state ? from[int64_t{channel0 + c} * a.d_state + n] : 0.f;
+      floats(at.carry)[i] = floats(at.behind)[i] = x;
+      floats(at.zero)[i] = 0;
+    });
+    clear_delta_sums();
+  }
+  __device__ void clear_delta_sums() const {
+    for (int i = static_cast<int>(threadIdx.x); i < a.rounds * kUnit; i += kScanBwdThreads)
+      floats(at.sums)[2 * a.rounds * kUnit + i] = 0;
+  }
+
+  // Where a segment begins within a sequence that is walked as a whole.
+  __device__ void next_segment() const {
+    __syncthreads();  // the segment's sums are there
+    for_each_state(a.rounds * kUnit, [&](int i, int c, int) {
+      const float sum = floats(at.sums)[2 * a.rounds * kUnit + c];
+      const float x =
+          fmaf(exp2_approx(floats(at.A)[i] * sum), floats(at.behind)[i], floats(at.zero)[i]);
+      floats(at.carry)[i] = floats(at.behind)[i] = x;
+      floats(at.zero)[i] = 0;
+    });
+    __syncthreads();  // the sums have been read
+    clear_delta_sums();
+  }
+
+  __device__ void end_piece(const Piece& p, bool carry_only) const {
+    __syncthreads();  // the last tile's carry is there
+    float* to = carry_only            ? a.behind + p.segment_slot * a.d_inner * a.d_state
+                : a.dstate && p.first ? a.dstate + p.state_row * a.d_inner * a.d_state
+                                      : nullptr;
+    if (to)
+      for_each_state(channels, [&](int i, int c, int n) {
+        if (n < a.d_state)
+          to[int64_t{channel0 + c} * a.d_state + n] = floats(carry_only ? at.zero : at.carry)[i];
+      });
+    if (carry_only)
+      for (int c = static_cast<int>(threadIdx.x); c < channels; c += kScanBwdThreads)
+        a.delta_sums[p.segment_slot * a.d_inner + channel0 + c] =
+            floats(at.sums)[2 * a.rounds * kUnit + c];
+    __syncthreads();  // carry and sums have been read
+  }
+
+  __device__ void begin() const {
+    for_each_state(a.rounds * kUnit, [&](int i, int c, int n) {
+      const bool exists = c < channels && n < a.d_state;
+      floats(at.A)[i] = exists ? a.A[int64_t{channel0 + c} * a.d_state + n] * kLog2E : 0.f;
+      floats(at.dA)[i] = 0;
+    });
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * a.rounds * kUnit; i += kScanBwdThreads)
+      floats(at.sums)[i] = 0;
+    // Padded states stay zero, whatever is fetched beside them.
+    for_each_state(a.stages * kUnit, [&](int i, int, int) { floats(at.first)[i] = 0; });
+    __syncthreads();  // before what is fetched
+  }
+  __device__ void end() const {
+    __syncthreads();  // the sums are there
+    for_each_state(channels, [&](int i, int c, int n) {
+      if (n < a.d_state)
+        a.dA[(int64_t{blockIdx.y} * a.d_inner + channel0 + c) * a.d_state + n] = floats(at.dA)[i];
+    });
+    for (int c = static_cast<int>(threadIdx.x); c < channels; c += kScanBwdThreads)
+      for (int k = 0; k < 2; ++k)
+        a.dD_dbias[(int64_t{blockIdx.y} * 2 + k) * a.d_inner + channel0 + c] =
+            floats(at.sums)[k * a.rounds * kUnit + c];
+  }
+};
+
+template <class T, bool kCarryOnly>
+__device__ void walk(Block<T>& block, const Piece& p) {
+  const Args<T>& a = block.a;
+  const int rounds = block.rounds();
+  const int steps = static_cast<int>((p.end - p.begin + kTile - 1) / kTile) * rounds;
+  const auto tile_begin = [&](int step) {
+    return p.begin + ((p.end - p.begin - 1) / kTile - step / rounds) * kTile;
+  };
+  block.begin_piece(p, kCarryOnly);
+  if (a.stages > 1) block.fetch(p, 0, tile_begin(0), 0);
+  for (int step = 0; step < steps; ++step) {
+    block.t0 = tile_begin(step);
+    block.tokens = static_cast<int>(min(int64_t{kTile}, p.end - block.t0));
+    block.round = step % rounds;
+    block.stage = step % a.stages;
+    if (a.stages == 1) {
+      __syncthreads();  // the tile has been stored
+      block.fetch(p, 0, block.t0, block.round);
+    }
+    if (block.round == 0 && a.padded_states == kBlockStates) block.load_bc(0);
+    copies_wait();
+    __syncthreads();  // inputs, B and C are there; the other stage has been stored
+    if (a.stages > 1 && step + 1 < steps)
+      block.fetch(p, (step + 1) % 2, tile_begin(step + 1), (step + 1) % rounds);
+    if constexpr (kCarryOnly) {
+      block.unit_carry();
+      __syncthreads();  // B and C are no longer in use
+    } else {
+      block.unit_gradients();
+      __syncthreads();  // every warp's outputs are there
+      block.store_outputs();
+      const bool boundary = (block.t0 - p.seq_begin) % kScanBwdSegment == 0;
+      if (boundary && !a.cut && block.t0 > p.seq_begin && block.round + 1 == rounds)
+        block.next_segment();
+    }
+  }
+  block.end_piece(p, kCarryOnly);
+}
+
+// Grid: plan.blocks x plan.walkers; a block owns the channels of its units, and walks every
+// walkers-th sequence (or segment) backwards in time, tile by tile, unit by unit.
+template <class T, bool kCarryOnly>
+__global__ void __launch_bounds__(kScanBwdThreads, 2)
+    selective_scan_bwd_tiles(const __grid_constant__ Args<T> a) {
+  extern __shared__ char memory[];
+  Block<T> block(a, memory);
+  block.begin();
+  for (int64_t index = blockIdx.y; index < a.pieces; index += gridDim.y) {
+    Piece p;
+    if (!find_piece(a, index, p)) continue;
+    if (kCarryOnly && (p.first || !p.many)) continue;
+    walk<T, kCarryOnly>(block, p);
+  }
+  if constexpr (!kCarryOnly) block.end();
+}
+
+// From what segments give back from zero to what flows into them from behind, in place. Grid: a
+// thread for each (channel, state) of a sequence.
+template <class T>
+__global__ void __launch_bounds__(kScanBwdChainThreads)
+    selective_scan_bwd_chain(const __grid_constant__ Args<T> a, int64_t blocks_per_sequence) {
+  const int sequence = static_cast<int>(blockIdx.x / blocks_per_sequence);
+  const int64_t plane = int64_t{a.d_inner} * a.d_state;
+  const int64_t i = blockIdx.x % blocks_per_sequence * blockDim.x + threadIdx.x;
+  const int64_t begin = a.seq_start[sequence], length = a.seq_start[sequence + 1] - begin;
+  if (i >= plane || length <= kScanBwdSegment) return;
+  const int64_t slot = segment_slot(begin, sequence);
+  float* behind = a.behind + slot * plane + i;
+  const float* sums = a.delta_sums + slot * a.d_inner + i / a.d_state;
+  const float A = a.A[i] * kLog2E;
+  float x = 0;
+  if (a.dstate) x = a.dstate[(a.slot ? a.slot[sequence] : sequence) * plane + i];
+  constexpr int kAhead = 8;  // segments whose loads are under way at once
+  for (int64_t last = (length - 1) / kScanBwdSegment; last >= 0; last -= kAhead) {
+    float zero[kAhead], decay[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int64_t j = last - k;
+      zero[k] = j > 0 ? behind[j * plane] : 0.f;
+      decay[k] = j > 0 ? exp2_approx(A * sums[j * a.d_inner]) : 0.f;
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (last - k < 0) break;
+      behind[(last - k) * plane] = x;
+      x = fmaf(decay[k], x, zero[k]);
+    }
+  }
+}
+
+struct Partial {
+  const float* partial;  // (groups * group_blocks, tokens, d_state)
+  int64_t tokens;
+  int groups, group_blocks, blocks_per_quad, d_state;
+};
+
+// dB or dC from the blocks' sums: within a quad of units, then over quads. Grid: a thread for V
+// states of a token and group.
+template <class T, int V>
+__global__ void __launch_bounds__(256)
+    selective_scan_bwd_add_blocks(const Partial p, T* out, int64_t row, int64_t group_stride) {
+  const int columns = p.d_state / V;
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= p.tokens * p.groups * columns) return;
+  const int n = static_cast<int>(i % columns) * V;
+  const int64_t t = i / columns / p.groups;
+  const int group = static_cast<int>(i / columns % p.groups);
+  const int64_t plane = p.tokens * p.d_state;
+  const float* from = p.partial + group * p.group_blocks * plane + t * p.d_state + n;
+  Floats<V> sum = constant<V>(0);
+  for (int quad = 0; quad < p.group_blocks; quad += p.blocks_per_quad) {
+    Floats<V> inner = constant<V>(0);
+#pragma unroll 4
+    for (int b = quad; b < min(quad + p.blocks_per_quad, p.group_blocks); ++b) {
+      const Floats<V> x = load_vector<V>(from + b * plane);
+#pragma unroll
+      for (int k = 0; k < V; ++k) inner[k] += x[k];
+    }
+#pragma unroll
+    for (int k = 0; k < V; ++k) sum[k] += inner[k];
+  }
+  store_vector(out + t * row + group * group_stride + n, sum);
+}
+
+template <class T>
+void add_blocks(const Partial& p, const Tensor& out, cudaStream_t stream) {
+  const auto launch = [&](auto vector) {
+    constexpr int V = decltype(vector)::value;
+    const int64_t threads = p.tokens * p.groups * (p.d_state / V);
+    selective_scan_bwd_add_blocks<T, V>
+        <<<static_cast<unsigned>((threads + 255) / 256), 256, 0, stream>>>(
+            p, out.ptr<T>(), out.stride[0], out.stride[1]);
+    check_launch("selective_scan_bwd_add_blocks");
+  };
+  if (p.d_state % 4 == 0 && vector_rows(out, 4))
+    launch(std::integral_constant<int, 4>{});
+  else
+    launch(std::integral_constant<int, 1>{});
+}
+
+struct AddTo {
+  float *first, *second;  // null: not wanted
+  int64_t count;          // of each
+  __device__ void operator()(int64_t i, float sum) const {
+    float* to = i < count ? first : second;
+    if (to) to[i < count ? i : i - count] += sum;
+  }
+};
+
+bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+template <class T>
+Args<T> arguments(const SelectiveScan& op, const SelectiveScanGrad& grad) {
+  Args<T> a{};
+  const auto bind = [](const Tensor& t, auto*& p, int64_t& row) {
+    p = t ? t.ptr<T>() : nullptr;
+    row = t ? t.stride[0] : 0;
+  };
+  bind(op.u, a.u, a.u_row), bind(op.dt, a.dt, a.dt_row), bind(op.z, a.z, a.z_row);
+  bind(op.B, a.B, a.B_row), bind(op.C, a.C, a.C_row), bind(grad.dy, a.dy, a.dy_row);
+  bind(grad.du, a.du, a.du_row), bind(grad.ddt, a.ddt, a.ddt_row);
+  bind(grad.dz, a.dz, a.dz_row), bind(grad.y, a.y, a.y_row);
+  a.B_group = op.B.stride[1], a.C_group = op.C.stride[1];
+  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
+  a.A = f32(op.A), a.D = f32(op.D), a.dt_bias = f32(op.dt_bias);
+  a.state = f32(op.state), a.saved = f32(op.saved), a.dstate = f32(grad.dstate);
+  a.seq_start = op.seq_start.ptr<int32_t>();
+  a.slot = op.slot ? op.slot.ptr<int32_t>() : nullptr;
+  a.tokens = op.u.shape[0];
+  a.num_seqs = static_cast<int>(op.seq_start.shape[0] - 1);
+  a.d_inner = static_cast<int>(op.u.shape[1]), a.d_state = static_cast<int>(op.A.shape[1]);
+  a.group_channels = static_cast<int>(op.u.shape[1] / op.B.shape[1]);
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  a.vector_rows = a.group_channels % kVector == 0;
+  for (const Tensor* t : {&op.u, &op.dt, &op.z, &grad.dy, &grad.du, &grad.ddt, &grad.dz, &grad.y})
+    a.vector_rows = a.vector_rows && vector_rows(*t, kVector);
+  a.vector_bc = vector_rows(op.B, 4) && vector_rows(op.C, 4);
+  a.vector_states = a.d_state % kBlockStates == 0 && aligned(a.state) && aligned(a.saved);
+  return a;
+}
+
+template <class T>
+void launch(Context& ctx, const SelectiveScan& op, const SelectiveScanGrad& grad) {
+  State& gpu = state_of(ctx);
+  Args<T> a = arguments<T>(op, grad);
+  const int groups = static_cast<int>(op.B.shape[1]);
+  const ScanBwdPlan plan =
+      plan_selective_scan_bwd({a.tokens, a.num_seqs, a.d_inner, a.d_state, groups, sizeof(T)},
+                              {gpu.multiprocessors, gpu.shared_bytes_per_block});
+  a.padded_states = plan.padded_states, a.group_blocks = static_cast<int>(plan.group_blocks);
+  a.rounds = plan.rounds, a.stages = plan.stages;
+  a.pieces = plan.pieces, a.cut = plan.cut;
+
+  Arena& work = ctx.workspace();
+  const int64_t plane = int64_t{a.d_inner} * a.d_state;
+  const int64_t partial = plan.blocks * a.tokens * a.d_state;
+  a.dB = work.array<float>(partial), a.dC = work.array<float>(partial);
+  a.dA = work.array<float>(plan.walkers * plane);
+  a.dD_dbias = work.array<float>(plan.walkers * 2 * a.d_inner);
+  const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.walkers));
+  const auto run_tiles = [&](auto kernel) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(plan.shared_bytes)),
+          "preparing selective_scan_bwd_tiles");
+    kernel<<<grid, kScanBwdThreads, plan.shared_bytes, gpu.stream>>>(a);
+    check_launch("selective_scan_bwd_tiles");
+  };
+  if (plan.cut) {
+    a.behind = work.array<float>(plan.pieces * plane);
+    a.delta_sums = work.array<float>(plan.pieces * a.d_inner);
+    run_tiles(selective_scan_bwd_tiles<T, true>);
+    selective_scan_bwd_chain<<<static_cast<unsigned>(plan.chain_blocks), kScanBwdChainThreads, 0,
+                               gpu.stream>>>(a, plan.chain_blocks / a.num_seqs);
+    check_launch("selective_scan_bwd_chain");
+  }
+  run_tiles(selective_scan_bwd_tiles<T, false>);
+
+  Partial sums = {.partial = a.dB,
+                  .tokens = a.tokens,
+                  .groups = groups,
+                  .group_blocks = a.group_blocks,
+                  .blocks_per_quad = kScanBwdQuad / plan.rounds,
+                  .d_state = a.d_state};
+  add_blocks<T>(sums, grad.dB, gpu.stream);
+  sums.partial = a.dC;
+  add_blocks<T>(sums, grad.dC, gpu.stream);
+  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
+  launch_add_partial_sums(gpu.stream, a.dA, plan.walkers, plane,
+                          AddTo{f32(grad.dA), nullptr, plane});
+  launch_add_partial_sums(gpu.stream, a.dD_dbias, plan.walkers, int64_t{2} * a.d_inner,
+                          AddTo{f32(grad.dD), f32(grad.ddt_bias), a.d_inner});
+}
+
+}  // namespace
+
+void selective_scan_bwd(Context& ctx, const SelectiveScan& op, const SelectiveScanGrad& grad) {
+  const Arena::Scope scope(ctx.workspace());
+  SelectiveScan with_saved = op;
+  if (!op.saved) {
+    const int64_t size = op.u.shape[0] / kScanChunk * op.u.shape[1] * op.A.shape[1];
+    with_saved.saved = ctx.workspace().tensor(DType::f32, {size});
+    with_saved.y = Tensor();
+    if (size > 0) cuda::selective_scan_fwd(ctx, with_saved);
+  }
+  dispatch_f32_bf16(op.u.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch<T>(ctx, with_saved, grad);
+  });
+}
+
+}  // namespace krait::cuda
