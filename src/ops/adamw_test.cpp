@@ -86,23 +86,71 @@ TEST(AdamW, ClippingScalesTheGradient) {
   EXPECT_TRUE(bitwise_equal(small.param, plain.param));
 }
 
+void check_against_reference(Context& ctx, int64_t size) {
+  for (int64_t step : {1, 3, 100000}) {
+    SCOPED_TRACE(testing::Message() << size << " at step " << step);
+    Context reference(reference_engine(), 1);
+    Case c(DType::f32, size, 3), oracle(c, size);
+    AdamW op = c.op(), oracle_op = oracle.op();
+    op.step = oracle_op.step = step;
+    adamw(ctx, op);
+    adamw(reference, oracle_op);
+    EXPECT_TRUE(close(c.param, oracle.param.to_double(), 1e-6));
+    EXPECT_TRUE(close(c.m, oracle.m.to_double(), 1e-6));
+    EXPECT_TRUE(close(c.v, oracle.v.to_double(), 1e-6));
+    EXPECT_TRUE(c.guards_intact());
+  }
+}
+
 TEST(AdamW, CpuMatchesReference) {
   for_each_simd_target([] {
-    Context ctx(reference_engine(), 2);
+    Context ctx(cpu_engine(), 2);
     for (int64_t size : {0, 1, 2, 3, 7, 8, 15, 16, 17, 33, 1000, 40000})
-      for (int64_t step : {1, 3, 100000}) {
-        SCOPED_TRACE(testing::Message() << size << " at step " << step);
-        Case c(DType::f32, size, 3), oracle(c, size);
-        AdamW op = c.op(), oracle_op = oracle.op();
-        op.step = oracle_op.step = step;
-        cpu::adamw(ctx, op);
-        reference::adamw(ctx, oracle_op);
-        EXPECT_TRUE(close(c.param, oracle.param.to_double(), 1e-6));
-        EXPECT_TRUE(close(c.m, oracle.m.to_double(), 1e-6));
-        EXPECT_TRUE(close(c.v, oracle.v.to_double(), 1e-6));
-        EXPECT_TRUE(c.guards_intact());
-      }
+      check_against_reference(ctx, size);
   });
+}
+
+TEST(AdamWCuda, MatchesReference) {
+  on_cuda([](Context& ctx) {
+    for (int64_t size : {0, 1, 2, 3, 4, 5, 1023, 1024, 1025, 100003})
+      check_against_reference(ctx, size);
+  });
+}
+
+// Parts of a larger tensor begin anywhere: what is not aligned for 16-byte accesses gives the same.
+TEST(AdamWCuda, AlignmentDoesNotMatter) {
+  on_cuda([](Context& ctx) {
+    Case whole(DType::f32, 1000, 3), part(DType::f32, 1000, 3);
+    adamw(ctx, whole.op());
+    for (auto [begin, end] : {std::pair{0, 1}, {1, 700}, {700, 1000}}) {
+      AdamW op = part.op();
+      for (Tensor* t : {&op.param, &op.grad, &op.m, &op.v}) *t = t->slice(0, begin, end);
+      adamw(ctx, op);
+    }
+    EXPECT_TRUE(bitwise_equal(whole.param, part.param));
+  });
+}
+
+// A step whose gradients have overflowed must not be applied, although no host has looked yet.
+void check_norm_not_finite(Context& ctx, DType dtype) {
+  for (double norm : {std::nan(""), HUGE_VAL}) {
+    Case c(dtype, 37, 3), before(dtype, 37, 3);
+    c.norm.values({norm});
+    adamw(ctx, c.op());
+    EXPECT_TRUE(bitwise_equal(c.param, before.param));
+    EXPECT_TRUE(bitwise_equal(c.m, before.m));
+    EXPECT_TRUE(bitwise_equal(c.v, before.v));
+  }
+}
+
+TEST(AdamW, ChangesNothingWhenTheNormIsNotFinite) {
+  Context reference(reference_engine(), 1), cpu(cpu_engine(), 2);
+  check_norm_not_finite(reference, DType::f64);
+  check_norm_not_finite(cpu, DType::f32);
+}
+
+TEST(AdamWCuda, ChangesNothingWhenTheNormIsNotFinite) {
+  on_cuda([](Context& ctx) { check_norm_not_finite(ctx, DType::f32); });
 }
 
 TEST(AdamW, SameBitsForAnyThreads) {
@@ -113,7 +161,7 @@ TEST(AdamW, SameBitsForAnyThreads) {
   EXPECT_TRUE(bitwise_equal(a.param, b.param));
 }
 
-TEST(GlobalNorm, CpuMatchesReferenceForAnyThreads) {
+void check_norm(Context& one, Context& two) {
   Rng rng(1);
   std::vector<TestTensor> grads;
   for (int64_t size : {1, 5, 16384, 0, 16385, 50000}) {
@@ -121,24 +169,34 @@ TEST(GlobalNorm, CpuMatchesReferenceForAnyThreads) {
     grads.back().normal(rng, 0.01);
   }
   std::vector<Tensor> views(grads.begin(), grads.end());
-  for_each_simd_target([&] {
-    TestTensor norms(DType::f32, {3, 1});
-    double sum = 0;
-    for (const TestTensor& g : grads)
-      for (double x : g.to_double()) sum += x * x;
-    Context one(reference_engine(), 1), two(reference_engine(), 2);
-    const auto norm = [&](int64_t i) {
-      return GlobalNorm{.grads = views, .norm = norms.view().slice(0, i, i + 1).reshape({1})};
-    };
-    reference::global_norm(one, norm(0));
-    cpu::global_norm(one, norm(1));
-    cpu::global_norm(two, norm(2));
-    const std::vector<double> n = norms.to_double();
-    EXPECT_NEAR(n[0], std::sqrt(sum), 1e-7 * std::sqrt(sum));
-    EXPECT_NEAR(n[1], std::sqrt(sum), 1e-7 * std::sqrt(sum));
-    EXPECT_EQ(n[1], n[2]);
-    EXPECT_TRUE(norms.guards_intact());
+  views.push_back(views.back().slice(0, 1, 5000));  // not aligned
+  TestTensor norms(DType::f32, {3, 1});
+  double sum = 0;
+  for (const Tensor& g : views)
+    for (double x : to_double(g)) sum += x * x;
+  Context reference(reference_engine(), 1);
+  const auto norm = [&](int64_t i) {
+    return GlobalNorm{.grads = views, .norm = norms.view().slice(0, i, i + 1).reshape({1})};
+  };
+  global_norm(reference, norm(0));
+  global_norm(one, norm(1));
+  global_norm(two, norm(2));
+  const std::vector<double> n = norms.to_double();
+  EXPECT_NEAR(n[0], std::sqrt(sum), 1e-7 * std::sqrt(sum));
+  EXPECT_NEAR(n[1], std::sqrt(sum), 1e-7 * std::sqrt(sum));
+  EXPECT_EQ(n[1], n[2]);
+  EXPECT_TRUE(norms.guards_intact());
+}
+
+TEST(GlobalNorm, CpuMatchesReferenceForAnyThreads) {
+  for_each_simd_target([] {
+    Context one(cpu_engine(), 1), two(cpu_engine(), 2);
+    check_norm(one, two);
   });
+}
+
+TEST(GlobalNormCuda, MatchesReferenceTwice) {
+  on_cuda([](Context& ctx) { check_norm(ctx, ctx); });
 }
 
 TEST(AdamW, EntryRefusesWrongArguments) {

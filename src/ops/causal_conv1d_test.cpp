@@ -163,44 +163,42 @@ TEST(CausalConv1d, ReferenceGradientsMatchFiniteDifferences) {
   }
 }
 
-TEST(CausalConv1d, CpuMatchesTheReferenceOnEverySimdTarget) {
-  op_test::for_each_simd_target([] {
-    for (const Case& c : cases())
-      for (DType type : {DType::f32, DType::bf16}) {
-        SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
-        Context reference(reference_engine()), cpu(cpu_engine(), 2);
-        Conv actual(c, type), oracle(c, DType::f64);
-        oracle.take(actual);
-        const auto agree = [&](const char* name, const TestTensor& a, const TestTensor& b,
-                               double tolerance) {
-          if (a.view().dtype == DType::bf16) {
-            EXPECT_TRUE(close_bf16(a, b.to_double())) << name;
-          } else {
-            EXPECT_TRUE(close(a, b.to_double(), tolerance)) << name;
-          }
-        };
-        oracle.forward(reference);
-        actual.forward(cpu);
-        agree("y", actual.y, oracle.y, 1e-6);
-        agree("state", actual.state, oracle.state, 0);
-        oracle.backward(reference);
-        actual.backward(cpu);
-        agree("dx", actual.dx, oracle.dx, 1e-6);
-        agree("dweight", actual.dweight, oracle.dweight, 1e-5);
-        agree("dbias", actual.dbias, oracle.dbias, 1e-5);
-        agree("dstate", actual.dstate, oracle.dstate, 1e-6);
-        EXPECT_TRUE(actual.guards_intact());
-      }
-  });
+struct Tolerance {
+  double forward, gradient;  // f32
+};
+
+void check_against_reference(Context& ctx, const Case& c, DType type, Tolerance tolerance) {
+  SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
+  Context reference(reference_engine());
+  Conv actual(c, type), oracle(c, DType::f64);
+  oracle.take(actual);
+  const auto agree = [&](const char* name, const TestTensor& a, const TestTensor& b, double limit) {
+    if (a.view().dtype == DType::bf16) {
+      EXPECT_TRUE(close_bf16(a, b.to_double())) << name;
+    } else {
+      EXPECT_TRUE(close(a, b.to_double(), limit)) << name;
+    }
+  };
+  oracle.forward(reference);
+  actual.forward(ctx);
+  agree("y", actual.y, oracle.y, tolerance.forward);
+  agree("state", actual.state, oracle.state, 0);
+  oracle.backward(reference);
+  actual.backward(ctx);
+  agree("dx", actual.dx, oracle.dx, tolerance.forward);
+  agree("dweight", actual.dweight, oracle.dweight, tolerance.gradient);
+  agree("dbias", actual.dbias, oracle.dbias, tolerance.gradient);
+  agree("dstate", actual.dstate, oracle.dstate, tolerance.forward);
+  EXPECT_TRUE(actual.guards_intact());
 }
 
-TEST(CausalConv1d, SplitAnywhereAndStepByStepAreTheWholePass) {
-  Context cpu(cpu_engine(), 2);
-  const Case c = {.lengths = {70}, .d_inner = 21};
-  Conv whole(c, DType::f32);
-  whole.forward(cpu);
+// One sequence cut in two with the state between them, and token by token.
+void check_split(Context& ctx, int64_t d_inner, DType type) {
+  const Case c = {.lengths = {70}, .d_inner = d_inner};
+  Conv whole(c, type);
+  whole.forward(ctx);
   for (int64_t cut : {1, 2, 3, 63, 64, 65, 69}) {
-    Conv parts(c, DType::f32);
+    Conv parts(c, type);
     parts.state.values(parts.initial);
     for (auto [begin, end] : {std::pair{int64_t{0}, cut}, {cut, int64_t{70}}}) {
       CausalConv1d op = parts.op;
@@ -208,26 +206,28 @@ TEST(CausalConv1d, SplitAnywhereAndStepByStepAreTheWholePass) {
       TestTensor start(DType::i32, {2});
       start.values({0, static_cast<double>(end - begin)});
       op.seq_start = start;
-      causal_conv1d_fwd(cpu, op);
+      causal_conv1d_fwd(ctx, op);
+      EXPECT_TRUE(start.guards_intact());  // waits before start goes
     }
     EXPECT_TRUE(op_test::bitwise_equal(parts.y, whole.y)) << cut;
     EXPECT_TRUE(op_test::bitwise_equal(parts.state, whole.state)) << cut;
   }
-  Conv steps(c, DType::f32);
+  Conv steps(c, type);
   steps.state.values(steps.initial);
   for (int64_t t = 0; t < 70; ++t) {
     CausalConv1d op = steps.op;
     for (Tensor* x : {&op.x, &op.y}) *x = x->slice(0, t, t + 1);
     op.seq_start = Tensor();
-    causal_conv1d_step(cpu, op);
+    causal_conv1d_step(ctx, op);
   }
   EXPECT_TRUE(op_test::bitwise_equal(steps.y, whole.y));
   EXPECT_TRUE(op_test::bitwise_equal(steps.state, whole.state));
 }
 
-TEST(CausalConv1d, PackedIsSeparateAndThreadsDoNotMatter) {
-  const Case c = {.lengths = {70, 3, 130, 40}, .d_inner = 30};
-  Context one(cpu_engine(), 1), two(cpu_engine(), 2);
+const Case kPacked = {.lengths = {70, 3, 130, 40}, .d_inner = 30};
+
+// Both passes on both contexts (or twice on one).
+void check_same_bits(Context& one, Context& two, const Case& c) {
   Conv a(c, DType::f32), b(c, DType::f32);
   for (auto [conv, ctx] : {std::pair{&a, &one}, {&b, &two}}) {
     conv->forward(*ctx);
@@ -239,6 +239,13 @@ TEST(CausalConv1d, PackedIsSeparateAndThreadsDoNotMatter) {
                       {&a.dbias, &b.dbias},
                       {&a.dstate, &b.dstate}})
     EXPECT_TRUE(op_test::bitwise_equal(*x, *y));
+}
+
+// Each sequence of a batch gives the bits that it gives alone.
+void check_packed_is_separate(Context& ctx, const Case& c) {
+  Conv a(c, DType::f32);
+  a.forward(ctx);
+  a.backward(ctx);
   int64_t begin = 0;
   for (size_t s = 0; s < c.lengths.size(); ++s) {
     const int64_t end = begin + c.lengths[s];
@@ -251,13 +258,77 @@ TEST(CausalConv1d, PackedIsSeparateAndThreadsDoNotMatter) {
     for (Tensor* t : {&op.x, &op.y, &grad.dy, &grad.dx}) *t = t->slice(0, begin, end);
     op.seq_start = start;
     op.slot = slot;
-    causal_conv1d_fwd(two, op);
+    causal_conv1d_fwd(ctx, op);
     EXPECT_TRUE(op_test::bitwise_equal(op.y, a.op.y.slice(0, begin, end)));
     alone.state.values(alone.initial);
-    causal_conv1d_bwd(two, op, grad);
+    causal_conv1d_bwd(ctx, op, grad);
     EXPECT_TRUE(op_test::bitwise_equal(grad.dx, a.grad.dx.slice(0, begin, end)));
     begin = end;
   }
+}
+
+TEST(CausalConv1d, CpuMatchesTheReferenceOnEverySimdTarget) {
+  op_test::for_each_simd_target([] {
+    Context cpu(cpu_engine(), 2);
+    for (const Case& c : cases())
+      for (DType type : {DType::f32, DType::bf16})
+        check_against_reference(cpu, c, type, {.forward = 1e-6, .gradient = 1e-5});
+  });
+}
+
+TEST(CausalConv1d, SplitAnywhereAndStepByStepAreTheWholePass) {
+  Context cpu(cpu_engine(), 2);
+  check_split(cpu, 21, DType::f32);
+}
+
+TEST(CausalConv1d, PackedIsSeparateAndThreadsDoNotMatter) {
+  Context one(cpu_engine(), 1), two(cpu_engine(), 2);
+  check_same_bits(one, two, kPacked);
+  check_packed_is_separate(two, kPacked);
+}
+
+// Besides the CPU's cases: 16-byte accesses (widths and strides of 8), several blocks along
+// channels and tokens, runs that begin and end inside sequences.
+TEST(CausalConv1dCuda, MatchesTheReference) {
+  op_test::on_cuda([](Context& ctx) {
+    std::vector<Case> all = cases();
+    all.push_back({.lengths = {31, 0, 33, 129, 2, 1}, .d_inner = 264});
+    all.push_back({.lengths = {600, 1, 65}, .d_inner = 48, .d_conv = 3, .strided = true});
+    all.push_back({.lengths = {200, 3}, .d_inner = 40, .d_conv = 2, .bias = false, .state = false});
+    all.push_back({.lengths = {3000, 4096, 5}, .d_inner = 512});
+    for (const Case& c : all)
+      for (DType type : {DType::f32, DType::bf16})
+        check_against_reference(ctx, c, type, {.forward = 3e-6, .gradient = 1e-5});
+  });
+}
+
+TEST(CausalConv1dCuda, SplitAnywhereAndStepByStepAreTheWholePass) {
+  op_test::on_cuda([](Context& ctx) {
+    for (DType type : {DType::f32, DType::bf16})
+      for (int64_t d_inner : {21, 24}) check_split(ctx, d_inner, type);
+  });
+}
+
+TEST(CausalConv1dCuda, PackedIsSeparateAndTheSameBitsTwice) {
+  op_test::on_cuda([](Context& ctx) {
+    for (const Case& c : {kPacked, Case{.lengths = {70, 3, 130, 900}, .d_inner = 32}}) {
+      check_same_bits(ctx, ctx, c);
+      check_packed_is_separate(ctx, c);
+    }
+  });
+}
+
+TEST(CausalConv1dCuda, LargeInputsStayFinite) {
+  op_test::on_cuda([](Context& ctx) {
+    const Case c = {.lengths = {70, 3}, .d_inner = 24};
+    Conv conv(c, DType::f32);
+    Rng rng(1);
+    conv.x.normal(rng, 1e4);
+    conv.forward(ctx);
+    conv.backward(ctx);
+    for (const TestTensor* t : {&conv.y, &conv.dx, &conv.dweight, &conv.dbias, &conv.dstate})
+      for (double x : t->to_double()) ASSERT_TRUE(std::isfinite(x));
+  });
 }
 
 }  // namespace

@@ -6,16 +6,18 @@ namespace krait::op_test {
 namespace {
 
 struct Case {
-  Case(DType dtype, DType residual, int64_t tokens, int64_t d_model, uint64_t seed)
-      : x(dtype, {tokens, d_model}, d_model + 3),
-        residual_in(residual, {tokens, d_model}, d_model + 1),
-        residual_out(residual, {tokens, d_model}, d_model + 2),
+  // Row strides are odd, or d_model and a few times `align`.
+  Case(DType dtype, DType residual, int64_t tokens, int64_t d_model, uint64_t seed,
+       int64_t align = 1)
+      : x(dtype, {tokens, d_model}, d_model + 3 * align),
+        residual_in(residual, {tokens, d_model}, d_model + align),
+        residual_out(residual, {tokens, d_model}, d_model + 2 * align),
         weight(full(dtype), {d_model}),
-        y(dtype, {tokens, d_model}, d_model + 5),
+        y(dtype, {tokens, d_model}, d_model + 5 * align),
         rstd(full(dtype), {tokens}),
         dy(dtype, {tokens, d_model}),
-        dresidual(residual, {tokens, d_model}, d_model + 4),
-        dx(dtype, {tokens, d_model}, d_model + 1),
+        dresidual(residual, {tokens, d_model}, d_model + 4 * align),
+        dx(dtype, {tokens, d_model}, d_model + align),
         dweight(full(dtype), {d_model}) {
     Rng rng(seed);
     for (TestTensor* t : {&x, &residual_in, &dy, &dresidual, &dweight}) t->normal(rng);
@@ -85,84 +87,138 @@ TEST(RmsNorm, ReferenceGradientsMatchDifferences) {
   EXPECT_EQ(c.dx.to_double(), c.dresidual.to_double());
 }
 
-// The CPU's gradients are held against the reference's at the CPU's own residual_out and rstd.
-void check_against_reference(DType dtype, DType residual, int64_t tokens, int64_t d_model) {
-  SCOPED_TRACE(testing::Message() << tokens << " x " << d_model << " " << name_of(dtype) << " "
-                                  << name_of(residual));
-  Context ctx(reference_engine(), 2);
-  Case c(dtype, residual, tokens, d_model, 11), oracle(c, tokens, d_model);
-  reference::rms_norm_fwd(ctx, oracle.op());
-  cpu::rms_norm_fwd(ctx, c.op());
+// The gradients are held against the reference's at the engine's own residual_out and rstd.
+void check_against_reference(Context& ctx, Case& c, double forward_tolerance) {
+  const int64_t tokens = c.y.view().shape[0], d_model = c.y.view().shape[1];
+  SCOPED_TRACE(testing::Message() << tokens << " x " << d_model << " " << name_of(c.y.view().dtype)
+                                  << " " << name_of(c.residual_in.view().dtype));
+  Context reference(reference_engine(), 2);
+  Case oracle(c, tokens, d_model);
+  rms_norm_fwd(reference, oracle.op());
+  rms_norm_fwd(ctx, c.op());
   EXPECT_TRUE(close_as(c.residual_out, oracle.residual_out, 1e-6));
   // What is normalised is the stream as it was kept, rounded to its type.
   oracle.residual_in.copy(c.residual_out);
   RmsNorm kept = oracle.op();
   kept.x = {};
-  reference::rms_norm_fwd(ctx, kept);
-  EXPECT_TRUE(close_as(c.y, oracle.y, 1e-6));
-  EXPECT_TRUE(close(c.rstd, oracle.rstd.to_double(), 1e-6));
+  rms_norm_fwd(reference, kept);
+  EXPECT_TRUE(close_as(c.y, oracle.y, forward_tolerance));
+  EXPECT_TRUE(close(c.rstd, oracle.rstd.to_double(), forward_tolerance));
 
   oracle.residual_out.copy(c.residual_out);
   oracle.rstd.copy(c.rstd);
-  reference::rms_norm_bwd(ctx, oracle.op(), oracle.grad());
-  cpu::rms_norm_bwd(ctx, c.op(), c.grad());
+  rms_norm_bwd(reference, oracle.op(), oracle.grad());
+  rms_norm_bwd(ctx, c.op(), c.grad());
   EXPECT_TRUE(close_as(c.dresidual, oracle.dresidual, 1e-5));
   EXPECT_TRUE(close_as(c.dx, oracle.dx, 1e-5));
   EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 1e-5));
   EXPECT_TRUE(c.guards_intact());
 }
 
+// {activations, residual stream}
+const std::vector<std::pair<DType, DType>> kTypes = {
+    {DType::f32, DType::f32}, {DType::bf16, DType::f32}, {DType::bf16, DType::bf16}};
+
 TEST(RmsNorm, CpuMatchesReference) {
   for_each_simd_target([] {
+    Context ctx(cpu_engine(), 2);
     for (int64_t d_model : {1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 768, 1001})
-      for (int64_t tokens : {1, 3, 65}) {
-        check_against_reference(DType::f32, DType::f32, tokens, d_model);
-        check_against_reference(DType::bf16, DType::f32, tokens, d_model);
-        check_against_reference(DType::bf16, DType::bf16, tokens, d_model);
-      }
+      for (int64_t tokens : {1, 3, 65})
+        for (auto [dtype, residual] : kTypes) {
+          Case c(dtype, residual, tokens, d_model, 11);
+          check_against_reference(ctx, c, 1e-6);
+        }
+  });
+}
+
+// Odd strides: rows are read twice. Strides of 8: rows lie in registers, several to a warp, one to
+// a warp or one to a block; beyond 16384 they are read twice again.
+TEST(RmsNormCuda, MatchesReference) {
+  on_cuda([](Context& ctx) {
+    for (auto [dtype, residual] : kTypes) {
+      for (int64_t d_model : {1, 7, 33, 768, 1001})
+        for (int64_t tokens : {1, 65}) {
+          Case c(dtype, residual, tokens, d_model, 11);
+          check_against_reference(ctx, c, 3e-6);
+        }
+      for (int64_t d_model : {8, 16, 64, 72, 248, 264, 768, 1024, 1032, 2560, 16384, 16392})
+        for (int64_t tokens : {1, 3, 300}) {
+          if (tokens * d_model > 800'000) continue;
+          Case c(dtype, residual, tokens, d_model, 11, 8);
+          check_against_reference(ctx, c, 3e-6);
+        }
+    }
+    Case large(DType::bf16, DType::f32, 9000, 64, 11, 8);  // blocks that take several rows
+    check_against_reference(ctx, large, 3e-6);
   });
 }
 
 // Leaving out x, residual_out or rstd, or writing the stream in place, changes no bit of y.
-TEST(RmsNorm, OptionalTensorsAndInPlace) {
-  Context ctx(reference_engine(), 2);
-  for (const Engine* engine : {&reference_engine(), static_cast<const Engine*>(nullptr)})
-    for (DType residual : {DType::f32, DType::bf16}) {
-      const auto fwd = engine ? engine->rms_norm_fwd : cpu::rms_norm_fwd;
-      const DType dtype = DType::bf16;
-      Case a(dtype, residual, 5, 37, 3), b(dtype, residual, 5, 37, 3);
-      fwd(ctx, a.op());
-      RmsNorm op = b.op();
-      op.residual_out = op.rstd = {};
-      fwd(ctx, op);
-      EXPECT_TRUE(bitwise_equal(a.y, b.y));
-      op.residual_out = op.residual_in;
-      fwd(ctx, op);
-      EXPECT_TRUE(bitwise_equal(a.y, b.y));
-      EXPECT_TRUE(bitwise_equal(a.residual_out, b.residual_in));
-      op.x = {};  // the stream is the sum now
-      op.residual_out = {};
-      fwd(ctx, op);
-      EXPECT_TRUE(bitwise_equal(a.y, b.y));
-      EXPECT_TRUE(b.residual_in.guards_intact());
-    }
+void check_optional_and_in_place(Context& ctx, int64_t d_model) {
+  for (DType residual : {DType::f32, DType::bf16}) {
+    const DType dtype = DType::bf16;
+    Case a(dtype, residual, 5, d_model, 3, 8), b(dtype, residual, 5, d_model, 3, 8);
+    rms_norm_fwd(ctx, a.op());
+    RmsNorm op = b.op();
+    op.residual_out = op.rstd = {};
+    rms_norm_fwd(ctx, op);
+    EXPECT_TRUE(bitwise_equal(a.y, b.y));
+    op.residual_out = op.residual_in;
+    rms_norm_fwd(ctx, op);
+    EXPECT_TRUE(bitwise_equal(a.y, b.y));
+    EXPECT_TRUE(bitwise_equal(a.residual_out, b.residual_in));
+    op.x = {};  // the stream is the sum now
+    op.residual_out = {};
+    rms_norm_fwd(ctx, op);
+    EXPECT_TRUE(bitwise_equal(a.y, b.y));
+    EXPECT_TRUE(b.residual_in.guards_intact());
+  }
 }
 
-TEST(RmsNorm, SameBitsForAnyThreadsAndNoTokens) {
-  Context one(reference_engine(), 1), two(reference_engine(), 2);
-  Case a(DType::bf16, DType::f32, 300, 130, 4), b(DType::bf16, DType::f32, 300, 130, 4);
+TEST(RmsNorm, OptionalTensorsAndInPlace) {
+  for (const Engine* engine : {&reference_engine(), &cpu_engine()}) {
+    Context ctx(*engine, 2);
+    check_optional_and_in_place(ctx, 37);
+  }
+}
+
+TEST(RmsNormCuda, OptionalTensorsAndInPlace) {
+  on_cuda([](Context& ctx) {
+    for (int64_t d_model : {37, 64, 1280}) check_optional_and_in_place(ctx, d_model);
+  });
+}
+
+void check_same_bits(Context& one, Context& two, int64_t tokens, int64_t d_model) {
+  Case a(DType::bf16, DType::f32, tokens, d_model, 4, 8),
+      b(DType::bf16, DType::f32, tokens, d_model, 4, 8);
   for (const auto& [ctx, c] : {std::pair{&one, &a}, std::pair{&two, &b}}) {
-    cpu::rms_norm_fwd(*ctx, c->op());
-    cpu::rms_norm_bwd(*ctx, c->op(), c->grad());
+    rms_norm_fwd(*ctx, c->op());
+    rms_norm_bwd(*ctx, c->op(), c->grad());
   }
   for (const auto member : {&Case::y, &Case::dresidual, &Case::dx, &Case::dweight})
     EXPECT_TRUE(bitwise_equal(a.*member, b.*member));
+}
+
+void check_no_tokens(Context& ctx) {
   Case none(DType::f32, DType::f32, 0, 9, 4);
   const std::vector<double> before = none.dweight.to_double();
-  rms_norm_fwd(two, none.op());
-  cpu::rms_norm_fwd(two, none.op());
-  cpu::rms_norm_bwd(two, none.op(), none.grad());
+  rms_norm_fwd(ctx, none.op());
+  rms_norm_bwd(ctx, none.op(), none.grad());
   EXPECT_EQ(none.dweight.to_double(), before);
+}
+
+TEST(RmsNorm, SameBitsForAnyThreadsAndNoTokens) {
+  Context reference(reference_engine(), 1), one(cpu_engine(), 1), two(cpu_engine(), 2);
+  check_same_bits(one, two, 300, 130);
+  check_no_tokens(reference);
+  check_no_tokens(two);
+}
+
+TEST(RmsNormCuda, SameBitsTwiceAndNoTokens) {
+  on_cuda([](Context& ctx) {
+    for (int64_t d_model : {130, 128, 1280}) check_same_bits(ctx, ctx, 300, d_model);
+    check_no_tokens(ctx);
+  });
 }
 
 TEST(RmsNorm, EntryRefusesWrongArguments) {
