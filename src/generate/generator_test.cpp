@@ -6,6 +6,7 @@
 
 #include "generate/scorer.h"
 #include "generate/utf8.h"
+#include "ops/deferred_engine.h"
 #include "ops/op_test.h"
 #include "tests/count_allocations.h"
 #include "tests/tiny_model.h"
@@ -298,62 +299,67 @@ TEST_F(ScorerTest, RefusesWhatIsNoToken) {
   EXPECT_THROW(scored(std::vector<int32_t>{1, 2, 256}), Error);
 }
 
-// Everything that a Generator and a Scorer do, on a GPU and on the CPU.
-TEST(GeneratorCuda, DoesWhatItDoesOnTheCpu) {
-  op_test::on_cuda([](Context& gpu) {
-    Context cpu(cpu_engine(), 1);
-    const Model on_cpu = make_random_model(tiny_config(), DType::f32, 1);
-    const Model on_gpu = copy_model(on_cpu, gpu.memory());
-    const Tokenizer tokenizer = Tokenizer::bytes();
-    Generator a(cpu, on_cpu.weights, tokenizer), b(gpu, on_gpu.weights, tokenizer);
-    const std::vector<int32_t> prompt = some_tokens(1300);
+// Everything that a Generator and a Scorer do, on an asynchronous engine and on the CPU.
+void expect_what_the_cpu_does(Context& gpu) {
+  Context cpu(cpu_engine(), 1);
+  const Model on_cpu = make_random_model(tiny_config(), DType::f32, 1);
+  const Model on_gpu = copy_model(on_cpu, gpu.memory());
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  Generator a(cpu, on_cpu.weights, tokenizer), b(gpu, on_gpu.weights, tokenizer);
+  const std::vector<int32_t> prompt = some_tokens(1300);
+  a.feed(prompt);
+  b.feed(prompt);
+  EXPECT_TRUE(close(doubles(b.next_logits()), doubles(a.next_logits()), 1e-5));
+  const SavedConversation kept = b.save();
+
+  GenerateOptions options;
+  options.max_tokens = 40;
+  options.ignore_eos = true;
+  options.sampling.temperature = 0;
+  for (const int64_t samples : {1, 3}) {
+    options.samples = samples;
+    a.reset();
+    b.reset();
     a.feed(prompt);
     b.feed(prompt);
-    EXPECT_TRUE(close(doubles(b.next_logits()), doubles(a.next_logits()), 1e-5));
-    const SavedConversation kept = b.save();
+    const std::vector<Sample> expected = a.generate(options), actual = b.generate(options);
+    for (size_t i = 0; i < expected.size(); ++i)
+      EXPECT_EQ(actual[i].tokens, expected[i].tokens) << samples << " samples, " << i;
+  }
+  // A conversation goes on, on either.
+  options.samples = 1;
+  a.restore(kept);
+  b.restore(kept);
+  EXPECT_EQ(b.generate(options)[0].tokens, a.generate(options)[0].tokens);
 
-    GenerateOptions options;
-    options.max_tokens = 40;
-    options.ignore_eos = true;
-    options.sampling.temperature = 0;
-    for (const int64_t samples : {1, 3}) {
-      options.samples = samples;
-      a.reset();
-      b.reset();
-      a.feed(prompt);
-      b.feed(prompt);
-      const std::vector<Sample> expected = a.generate(options), actual = b.generate(options);
-      for (size_t i = 0; i < expected.size(); ++i)
-        EXPECT_EQ(actual[i].tokens, expected[i].tokens) << samples << " samples, " << i;
-    }
-    // A conversation goes on, on either.
-    options.samples = 1;
-    a.restore(kept);
-    b.restore(kept);
-    EXPECT_EQ(b.generate(options)[0].tokens, a.generate(options)[0].tokens);
-
-    Scorer on_a(cpu, on_cpu.weights), on_b(gpu, on_gpu.weights);
-    std::vector<double> expected, actual;
-    const auto into = [](std::vector<double>& to) {
-      return [&to](std::span<const float> some) {
-        to.insert(to.end(), some.begin(), some.end());
-        return true;
-      };
+  Scorer on_a(cpu, on_cpu.weights), on_b(gpu, on_gpu.weights);
+  std::vector<double> expected, actual;
+  const auto into = [](std::vector<double>& to) {
+    return [&to](std::span<const float> some) {
+      to.insert(to.end(), some.begin(), some.end());
+      return true;
     };
-    on_a.score(prompt, into(expected));
-    on_b.score(prompt, into(actual));
-    EXPECT_TRUE(close(actual, expected, 1e-5));
-    EXPECT_EQ(on_b.top(1)[0].first, on_a.top(1)[0].first);
-    for (const int64_t context : {0, 100, 700}) {
-      Scorer::Total x, y;
-      on_a.evaluate(prompt, context, tokenizer, x);
-      on_b.evaluate(prompt, context, tokenizer, y);
-      EXPECT_NEAR(y.loss, x.loss, 1e-4 * x.loss) << context;
-      EXPECT_EQ(y.tokens, x.tokens);
-      EXPECT_EQ(y.bytes, x.bytes);
-    }
-  });
+  };
+  on_a.score(prompt, into(expected));
+  on_b.score(prompt, into(actual));
+  EXPECT_TRUE(close(actual, expected, 1e-5));
+  EXPECT_EQ(on_b.top(1)[0].first, on_a.top(1)[0].first);
+  for (const int64_t context : {0, 100, 700}) {
+    Scorer::Total x, y;
+    on_a.evaluate(prompt, context, tokenizer, x);
+    on_b.evaluate(prompt, context, tokenizer, y);
+    EXPECT_NEAR(y.loss, x.loss, 1e-4 * x.loss) << context;
+    EXPECT_EQ(y.tokens, x.tokens);
+    EXPECT_EQ(y.bytes, x.bytes);
+  }
 }
+
+TEST(GeneratorDeferred, DoesWhatItDoesOnTheCpu) {
+  Context ctx(op_test::deferred_engine(), 1);
+  expect_what_the_cpu_does(ctx);
+}
+
+TEST(GeneratorCuda, DoesWhatItDoesOnTheCpu) { op_test::on_cuda(expect_what_the_cpu_does); }
 
 }  // namespace
 }  // namespace krait

@@ -94,13 +94,13 @@ struct Trainer::Run {
   Clock::time_point last_result = start;
   int64_t last_eval = -1, last_save = -1;
 
-  Run(const RunConfig& c, const fs::path& path, TrainerEvents e)
+  Run(const RunConfig& c, const fs::path& path, TrainerEvents e, const Engine& engine)
       : config(c),
         events(std::move(e)),
         folder(path),
         text(load_training_text(c.data)),
         source(text.train, c.data),
-        learner(engine_of_device(c.train.device), model_config_of(c, text),
+        learner(engine, model_config_of(c, text),
                 {.dtype = dtype_from_name(c.train.dtype),
                  .threads = static_cast<int>(c.train.threads),
                  .recompute = c.train.recompute}) {
@@ -309,7 +309,11 @@ void Trainer::Run::export_model() const {
 
 Trainer::Trainer(const RunConfig& config, const fs::path& folder, const std::string& resume,
                  TrainerEvents events)
-    : run_(std::make_unique<Run>(config, folder, std::move(events))) {
+    : Trainer(config, folder, resume, std::move(events), engine_of_device(config.train.device)) {}
+
+Trainer::Trainer(const RunConfig& config, const fs::path& folder, const std::string& resume,
+                 TrainerEvents events, const Engine& engine)
+    : run_(std::make_unique<Run>(config, folder, std::move(events), engine)) {
   run_->begin(resume);
 }
 

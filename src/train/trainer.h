@@ -46,6 +46,9 @@ class Trainer {
   // trains in, settings or text other than the checkpoint's.
   Trainer(const RunConfig& config, const std::filesystem::path& folder, const std::string& resume,
           TrainerEvents events);
+  // The same on an engine that is not one of train.device's.
+  Trainer(const RunConfig& config, const std::filesystem::path& folder, const std::string& resume,
+          TrainerEvents events, const Engine& engine);
   ~Trainer();
 
   const Config& model_config() const;

@@ -17,6 +17,8 @@
 
 #include "core/rng.h"
 #include "model/weights.h"
+#include "ops/deferred_engine.h"
+#include "ops/device.h"
 #include "ops/op_test.h"
 #include "train/host_copy.h"
 #include "train/test_folder.h"
@@ -63,14 +65,16 @@ struct Toy {
 // Runs until the end or until `stop_at` steps are done; each step takes `pause` longer than it
 // must.
 TrainResult train(const RunConfig& config, const fs::path& out, const std::string& resume = "",
-                  int64_t stop_at = -1, std::chrono::milliseconds pause = {}) {
+                  int64_t stop_at = -1, std::chrono::milliseconds pause = {},
+                  const Engine* engine = nullptr) {
   std::atomic<bool> stop{false};
   TrainerEvents events;
   events.step = [&](const StepMetrics& m) {
     stop = m.step == stop_at;
     std::this_thread::sleep_for(pause);
   };
-  Trainer trainer(config, out, resume, events);
+  Trainer trainer(config, out, resume, events,
+                  engine ? *engine : engine_of_device(config.train.device));
   return trainer.run(stop);
 }
 
@@ -115,13 +119,14 @@ TEST(Trainer, LearnsAndWritesTheRun) {
 
 // The stops are before, on and after epoch borders (an epoch is about 42 batches of 64 tokens; 24
 // steps of 2 batches cross one).
-void expect_resumed_is_straight(const std::vector<std::string>& settings) {
+void expect_resumed_is_straight(const std::vector<std::string>& settings,
+                                const Engine* engine = nullptr) {
   const Toy toy;
   const auto config = toy.config(settings);
-  const TrainResult straight = train(config, toy.out("straight"));
+  const TrainResult straight = train(config, toy.out("straight"), "", -1, {}, engine);
   TrainResult resumed;
   for (const int64_t stop_at : {int64_t{1}, int64_t{7}, int64_t{13}, int64_t{20}, int64_t{-1}}) {
-    resumed = train(config, toy.out("resumed"), "auto", stop_at);
+    resumed = train(config, toy.out("resumed"), "auto", stop_at, {}, engine);
     EXPECT_EQ(resumed.interrupted, stop_at > 0);
   }
   EXPECT_EQ(fingerprint(toy.out("resumed"), resumed), fingerprint(toy.out("straight"), straight));
@@ -133,6 +138,26 @@ TEST(Trainer, ResumedRunIsBitForBitTheStraightOne) {
   for (const std::string mode : {"documents", "stream"})
     for (const std::string accumulation : {"1", "3"})
       expect_resumed_is_straight({"data.mode=" + mode, "optim.accumulation=" + accumulation});
+}
+
+TEST(Trainer, OnAnAsynchronousEngineToo) {
+  const int64_t before = op_test::deferred_replays();
+  for (const std::string mode : {"documents", "stream"})
+    for (const std::string accumulation : {"1", "3"})
+      expect_resumed_is_straight({"data.mode=" + mode, "optim.accumulation=" + accumulation},
+                                 &op_test::deferred_engine());
+  EXPECT_GT(op_test::deferred_replays(), before + 100);
+}
+
+// Steps that are queued ahead, recorded and replayed give the CPU's run: in stream mode, where
+// nothing is padded, every bit of it.
+TEST(Trainer, AnAsynchronousEngineGivesTheSameRun) {
+  const Toy toy;
+  const auto config = toy.config({"data.mode=stream", "train.save_every=7", "train.eval_every=5"});
+  const TrainResult cpu = train(config, toy.out("cpu"));
+  const TrainResult deferred =
+      train(config, toy.out("deferred"), "", -1, {}, &op_test::deferred_engine());
+  EXPECT_EQ(fingerprint(toy.out("deferred"), deferred), fingerprint(toy.out("cpu"), cpu));
 }
 
 // Bits also do not depend on which steps were queued op by op, recorded or replayed.
@@ -283,7 +308,10 @@ void expect_a_bad_step_changes_nothing(const Engine& engine) {
   EXPECT_EQ(masters(), before);
 }
 
-TEST(Learner, ABadStepChangesNothing) { expect_a_bad_step_changes_nothing(cpu_engine()); }
+TEST(Learner, ABadStepChangesNothing) {
+  expect_a_bad_step_changes_nothing(cpu_engine());
+  expect_a_bad_step_changes_nothing(op_test::deferred_engine());
+}
 
 TEST(LearnerCuda, ABadStepChangesNothing) {
   op_test::on_cuda([](Context& ctx) { expect_a_bad_step_changes_nothing(ctx.engine()); });
