@@ -11,6 +11,7 @@
 
 #include "core/mapped_file.h"
 #include "formats/safetensors.h"
+#include "ops/deferred_engine.h"
 #include "ops/engine.h"
 #include "ops/op_test.h"
 #include "train/host_copy.h"
@@ -146,14 +147,20 @@ std::vector<double> losses_of_50_steps(const Engine& engine) {
   return losses;
 }
 
+void expect_the_cpus_losses(const Engine& engine) {
+  const std::vector<double> cpu = losses_of_50_steps(cpu_engine()),
+                            other = losses_of_50_steps(engine);
+  EXPECT_LT(cpu.back(), 0.6 * cpu.front()) << "it must learn something to prove anything";
+  for (size_t i = 0; i < cpu.size(); ++i) EXPECT_NEAR(other[i], cpu[i], 1e-4) << "step " << i + 1;
+  EXPECT_EQ(losses_of_50_steps(engine), other);
+}
+
+TEST(TrainingCurve, IsTheSameOnAnAsynchronousEngine) {
+  expect_the_cpus_losses(op_test::deferred_engine());
+}
+
 TEST(TrainingCurveCuda, FollowsTheCpuFor50Steps) {
-  op_test::on_cuda([](Context& ctx) {
-    const std::vector<double> cpu = losses_of_50_steps(cpu_engine()),
-                              gpu = losses_of_50_steps(ctx.engine());
-    EXPECT_LT(cpu.back(), 0.6 * cpu.front()) << "it must learn something to prove anything";
-    for (size_t i = 0; i < cpu.size(); ++i) EXPECT_NEAR(gpu[i], cpu[i], 1e-4) << "step " << i + 1;
-    EXPECT_EQ(losses_of_50_steps(ctx.engine()), gpu);
-  });
+  op_test::on_cuda([](Context& ctx) { expect_the_cpus_losses(ctx.engine()); });
 }
 
 }  // namespace
