@@ -47,10 +47,17 @@ std::vector<double> received(Context& ctx, const Tensor& t) {
 
 // A model with the same masters on any engine.
 TrainableModel model_on(Context& ctx, const Config& config, DType dtype) {
-  Context cpu(cpu_engine(), 1);
-  const TrainableModel host = random_trainable(cpu, config, DType::f32);
+  const ParameterStore host(config);
+  initialize(config, host.parameters(), 1);
+  // Nothing stays zero or one, and rounding is not blown up from layer to layer.
+  Rng rng(1, 99);
+  for (const ParameterInfo& p : parameter_table(config)) {
+    const Tensor& t = p.of(host.parameters());
+    for (int64_t i = 0; i < t.size(); ++i)
+      t.ptr<float>()[i] += 0.05f * static_cast<float>(rng.normal());
+  }
   TrainableModel model(config, dtype, ctx.memory());
-  model.masters().buffer().upload(host.masters().flat().data);
+  model.masters().buffer().upload(host.flat().data);
   model.refresh(ctx);
   return model;
 }
