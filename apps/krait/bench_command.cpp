@@ -74,6 +74,7 @@ int run(ModelBenchFlags flags) {
     };
     print_json({{"parameters", parameter_count(bench.config)},
                 {"dtype", name_of(bench.dtype)},
+                {"device", ctx->engine().name},
                 {"threads", ctx->threads()},
                 {"prefill_tokens_per_s", rate_json(r.prefill)},
                 {"decode_tokens_per_s", rate_json(r.decode)},
@@ -88,9 +89,9 @@ int run(ModelBenchFlags flags) {
     return 0;
   }
   char line[160];
-  std::snprintf(line, sizeof line, "%lld parameters, %s, %d threads\n",
+  std::snprintf(line, sizeof line, "%lld parameters, %s, %s, %d threads\n",
                 static_cast<long long>(parameter_count(bench.config)), name_of(bench.dtype),
-                ctx->threads());
+                ctx->engine().name, ctx->threads());
   write_stdout(line);
   print_rate("prefill", r.prefill, "the GEMM rate");
   print_rate("decode", r.decode, "the read bandwidth");
