@@ -1,17 +1,21 @@
-// Linear on a GPU: few rows by linear_matvec, many by gemm (cuBLASLt), bias and its gradient by
-// linear_kernels.cu.
+// Linear on a GPU: one token by linear_matvec where it is faster, else by gemm (cuBLASLt), bias and
+// its gradient by linear_kernels.cu.
 #include <algorithm>
 
 #include "ops/cuda/gemm.h"
 #include "ops/linear_kernels.h"
+#include "ops/linear_plan.h"
 
 namespace krait::cuda {
 namespace {
 
 constexpr int64_t kBiasBytes = int64_t{64} << 20;  // of f32 sums that still lack the bias
 
-// Up to here linear_matvec is faster: it reads the weights at memory speed.
-constexpr int64_t kMatvecTokens = 4;
+bool by_matvec(Context& ctx, const Linear& op) {
+  if (ctx.batch_invariant) return true;
+  return op.x.shape[0] == 1 &&
+         LinearMatvecPlan::one_wave(op.weight.shape[0], state_of(ctx).multiprocessors);
+}
 
 // A bf16 y is rounded once, after the bias: the sums pass through the workspace in f32, some rows
 // at a time.
@@ -32,7 +36,7 @@ void fwd_rounding_after_bias(Context& ctx, const Linear& op) {
 
 void linear_fwd(Context& ctx, const Linear& op) {
   if (op.x.shape[0] == 0 || op.weight.size() == 0) return;
-  if (ctx.batch_invariant || op.x.shape[0] <= kMatvecTokens) return launch_matvec(ctx, op);
+  if (by_matvec(ctx, op)) return launch_matvec(ctx, op);
   if (op.bias && op.y.dtype == DType::bf16) return fwd_rounding_after_bias(ctx, op);
   gemm(ctx, {.a = op.x, .b = transposed(op.weight), .c = op.y});
   if (op.bias) launch_add_bias(ctx, op.y, op.bias, op.y);

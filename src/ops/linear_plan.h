@@ -19,20 +19,28 @@ struct GemmTiledPlan {
   }
 };
 
-// linear_matvec: a warp sums kRows outputs of one token, or of kMaxTokens.
+// linear_matvec: a block sums kRows outputs of one token, or of kMaxTokens.
 struct LinearMatvecPlan {
-  static constexpr int kRows = 4, kMaxTokens = 4, kWarps = 4, kThreads = 32 * kWarps;
+  static constexpr int kRows = 4, kMaxTokens = 4, kThreads = 128;
   static constexpr int64_t kMaxTokenBlocks = 65535;  // grid.y
   int64_t output_blocks = 0,
           token_blocks = 0;  // grid x and y; the latter's blocks may take several
-  int tokens_per_warp = 0;
+  int tokens_per_block = 0;
+
+  // Whether the outputs of one token take no more blocks than are resident at once (four to a
+  // multiprocessor, by their registers). Up to there it beats cuBLASLt, which leaves
+  // multiprocessors idle: 4096 x 160 in 2.7 us instead of 7.0, 4096 x 2048 in 6.5 instead of 9.2 on
+  // an H200; 768 x 50280 takes 43 instead of 23.
+  static bool one_wave(int64_t out_features, int multiprocessors) {
+    return out_features <= int64_t{4} * multiprocessors * kRows;
+  }
 
   static LinearMatvecPlan make(int64_t tokens, int64_t out_features) {
     LinearMatvecPlan plan;
-    plan.output_blocks = (out_features + kRows * kWarps - 1) / (kRows * kWarps);
-    plan.tokens_per_warp = tokens == 1 ? 1 : kMaxTokens;
+    plan.output_blocks = (out_features + kRows - 1) / kRows;
+    plan.tokens_per_block = tokens == 1 ? 1 : kMaxTokens;
     plan.token_blocks =
-        std::min(kMaxTokenBlocks, (tokens + plan.tokens_per_warp - 1) / plan.tokens_per_warp);
+        std::min(kMaxTokenBlocks, (tokens + plan.tokens_per_block - 1) / plan.tokens_per_block);
     return plan;
   }
 };

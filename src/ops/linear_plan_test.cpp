@@ -19,17 +19,24 @@ TEST(LinearPlan, TilesCoverTheProduct) {
     }
 }
 
-TEST(LinearPlan, WarpsCoverEveryOutputOnce) {
+TEST(LinearPlan, BlocksCoverEveryOutputOnce) {
   for (int64_t tokens : {int64_t{1}, int64_t{2}, int64_t{4}, int64_t{5}, int64_t{1} << 21})
     for (int64_t out : kExtents) {
       const LinearMatvecPlan plan = LinearMatvecPlan::make(tokens, out);
-      constexpr int64_t kOutputs = LinearMatvecPlan::kRows * LinearMatvecPlan::kWarps;
+      constexpr int64_t kOutputs = LinearMatvecPlan::kRows;
       EXPECT_GE(plan.output_blocks * kOutputs, out);
       EXPECT_LT((plan.output_blocks - 1) * kOutputs, out);
       EXPECT_LE(plan.token_blocks, kGridYLimit);
       EXPECT_GE(plan.token_blocks, std::min(kGridYLimit, tokens / LinearMatvecPlan::kMaxTokens));
-      EXPECT_LE((plan.token_blocks - 1) * plan.tokens_per_warp, tokens);
+      EXPECT_LE((plan.token_blocks - 1) * plan.tokens_per_block, tokens);
     }
+}
+
+TEST(LinearPlan, NarrowOutputsTakeOneWave) {
+  EXPECT_TRUE(LinearMatvecPlan::one_wave(80, 132));
+  EXPECT_TRUE(LinearMatvecPlan::one_wave(2048, 132));
+  EXPECT_FALSE(LinearMatvecPlan::one_wave(2048, 100));
+  EXPECT_FALSE(LinearMatvecPlan::one_wave(50280, 132));
 }
 
 TEST(LinearPlan, BlocksCoverEveryRowOnce) {

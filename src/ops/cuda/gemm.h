@@ -2,6 +2,8 @@
 // bits must not depend on the number of rows.
 #pragma once
 
+#include <utility>
+
 #include "ops/cuda/state.h"
 
 namespace krait::cuda {
