@@ -1,5 +1,4 @@
-// Matrix products on the GPU: cuBLASLt, and an own kernel for what it refuses and where a row's
-// bits must not depend on the number of rows.
+// Matrix products on the GPU: cuBLASLt, and an own kernel for what it refuses.
 #pragma once
 
 #include <utility>

@@ -1,5 +1,4 @@
-// gemm_tiled: the product for operands that cuBLASLt refuses, and for rows whose bits must not
-// depend on how many there are.
+// gemm_tiled: the product for operands that cuBLASLt refuses, whose rows overlap (a stride of 0).
 #include "core/error.h"
 #include "ops/cuda/gemm.h"
 #include "ops/cuda/vector.cuh"
