@@ -42,7 +42,7 @@ struct Args {
   int num_seqs, d_inner, d_state, padded_states;
   int group_channels, group_blocks, rounds, stages;
   bool cut;
-  bool vector_rows;    // 16 bytes at a time: u, dt, z, dy, du, ddt, dz, y
+  bool vector_rows;    // four channels at a time: u, dt, z, dy, du, ddt, dz, y
   bool vector_bc;      // four states at a time
   bool vector_states;  // state, saved
 };
@@ -99,10 +99,13 @@ __device__ __forceinline__ void fold(float* v, int bit) {
   }
 }
 
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global)
+// Copies kBytes (8 or 16) in the background; zeros where `from` is not to be read.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* from, bool read = true) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = read ? kBytes : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes),
+               "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void copies_commit() {
@@ -110,6 +113,13 @@ __device__ __forceinline__ void copies_commit() {
 }
 __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+template <class T>
+__device__ __forceinline__ void store_packed(T* to, const Packed<T, 4>& x) {
+  if constexpr (sizeof(T) == 4)
+    *reinterpret_cast<uint4*>(to) = make_uint4(x.word[0], x.word[1], x.word[2], x.word[3]);
+  else
+    *reinterpret_cast<uint2*>(to) = make_uint2(x.word[0], x.word[1]);
+}
 __device__ __forceinline__ float4 load4(const float* p) {
   return *reinterpret_cast<const float4*>(p);
 }
@@ -120,8 +130,8 @@ __device__ __forceinline__ void store4(float* p, float a, float b, float c, floa
 // One block at work on one unit of channels of one tile.
 template <class T>
 struct Block {
-  static constexpr int kPitch = scan_bwd_pitch(sizeof(T));
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kPitch = kScanBwdPitch;
+  static constexpr int kQuads = kUnit / 4;
 
   const Args<T>& a;
   char* memory;
@@ -130,6 +140,7 @@ struct Block {
   // The tile and the unit at hand.
   int64_t t0;
   int tokens, round, stage;
+  bool many;  // segments in the sequence
 
   __device__ Block(const Args<T>& args, char* shared)
       : a(args),
@@ -166,23 +177,31 @@ struct Block {
       f(i, i / a.padded_states, i % a.padded_states);
   }
 
+  // Four channels of two rows: a thread's share of moving a tile.
+  template <class F>
+  __device__ void for_own_quads(int count, int width, F f) const {
+    const int row = static_cast<int>(threadIdx.x) / kQuads,
+              column = static_cast<int>(threadIdx.x) % kQuads * 4;
+#pragma unroll
+    for (int k = 0; k < kTile * kQuads / kScanBwdThreads; ++k) {
+      const int r = row + k * (kScanBwdThreads / kQuads);
+      if (r < count && column < width) f(r, column);
+    }
+  }
   __device__ void fetch_input(int stage_, int input, const T* x, int64_t row_stride, int64_t t,
                               int count, int first) const {
     const int width = min(kUnit, channels - first);
     const T* from = x + t * row_stride + channel0 + first;
     T* to = tile(stage_, input);
     if (a.vector_rows) {
-      constexpr int kVectors = kUnit / kVector;
-      for (int i = static_cast<int>(threadIdx.x); i < kTile * kVectors; i += kScanBwdThreads) {
-        const int row = i / kVectors, column = i % kVectors * kVector;
-        if (row < count && column < width)
-          copy_async_16(to + row * kPitch + column, from + row * row_stride + column);
-      }
+      for_own_quads(count, width, [&](int row, int column) {
+        copy_async<4 * sizeof(T)>(to + row * kPitch + column, from + row * row_stride + column);
+      });
     } else {
-      for (int i = static_cast<int>(threadIdx.x); i < kTile * kUnit; i += kScanBwdThreads) {
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < count * kUnit; i += kScanBwdThreads) {
         const int row = i / kUnit, column = i % kUnit;
-        if (row < count && column < width)
-          to[row * kPitch + column] = from[row * row_stride + column];
+        if (column < width) to[row * kPitch + column] = from[row * row_stride + column];
       }
     }
   }
@@ -201,9 +220,10 @@ struct Block {
     if (from) from += int64_t{channel0 + first} * a.d_state;
     float* to = first_states(stage_);
     const int width = min(kUnit, channels - first);
+    if (round_ == 0 && a.padded_states == kBlockStates && a.vector_bc) fetch_bc(stage_, t, count);
     if (a.vector_states && from) {
       for (int i = static_cast<int>(threadIdx.x); i < width * a.d_state / 4; i += kScanBwdThreads)
-        copy_async_16(to + i * 4, from + i * 4);
+        copy_async<16>(to + i * 4, from + i * 4);
     } else {
       for_each_state(kUnit, [&](int i, int c, int n) {
         to[i] = from && c < width && n < a.d_state ? from[c * a.d_state + n] : 0.f;
@@ -212,12 +232,44 @@ struct Block {
     copies_commit();
   }
 
-  // B and C of the tile and a block of states, as (token of the run, state / 4, run, state % 4).
+  // B and C lie as (token of the run, state / 4, run, state % 4): quad i holds four states of token
+  // bc_token(i).
+  static __device__ int bc_token(int i) { return i % kRuns * kRunTokens + i / 32; }
+  static __device__ int bc_state(int i) { return i / kRuns % 4 * 4; }
+  __device__ T* fetched_bc(int stage_, int which, int i) const {
+    return reinterpret_cast<T*>(memory + at.fetched_bc) + (stage_ * 2 + which) * kTileStates +
+           i * 4;
+  }
+  __device__ void fetch_bc(int stage_, int64_t t, int count) const {
+#pragma unroll
+    for (int k = 0; k < kTileStates / 4 / kScanBwdThreads; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * kScanBwdThreads, row = bc_token(i);
+      const bool read = row < count && bc_state(i) < a.d_state;
+      const int64_t at_row = t + (read ? row : 0);
+      const int n = read ? bc_state(i) : 0;
+      copy_async<4 * sizeof(T)>(fetched_bc(stage_, 0, i),
+                                a.B + at_row * a.B_row + group * a.B_group + n, read);
+      copy_async<4 * sizeof(T)>(fetched_bc(stage_, 1, i),
+                                a.C + at_row * a.C_row + group * a.C_group + n, read);
+    }
+  }
+  // What this thread has fetched, as f32.
+  __device__ void unpack_bc(int stage_) const {
+#pragma unroll
+    for (int k = 0; k < kTileStates / 4 / kScanBwdThreads; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * kScanBwdThreads;
+#pragma unroll
+      for (int which = 0; which < 2; ++which) {
+        const Floats<4> x = load_vector<4>(fetched_bc(stage_, which, i));
+        store4(floats(at.bc) + which * kTileStates + i * 4, x[0], x[1], x[2], x[3]);
+      }
+    }
+  }
   __device__ void load_bc(int block_state) const {
-    float* bc = floats(at.bc);
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < kTileStates / 4; i += kScanBwdThreads) {
-      const int t = i / 4, n = block_state + i % 4 * 4;
-      float* to = bc + ((t % kRunTokens * 4 + i % 4) * kRuns + t / kRunTokens) * 4;
+      const int t = bc_token(i), n = block_state + bc_state(i);
+      float* to = floats(at.bc) + i * 4;
       load_four(to, a.B + (t0 + t) * a.B_row + group * a.B_group, n, t);
       load_four(to + kTileStates, a.C + (t0 + t) * a.C_row + group * a.C_group, n, t);
     }
@@ -235,22 +287,27 @@ struct Block {
   }
 
   // A lane's two tokens (k = 0, 1) of the tile, and its place for both in the arrays of 64 tokens.
-  __device__ int own_place() const { return lane() * 2; }
-  __device__ int own_token(int k) const {
-    const int place = lane() * 2;
-    return place % (kTile / 2) / 4 * kRunTokens + place / (kTile / 2) * 4 + place % 4 + k;
+  // Which of a run's halves: such that lanes read the tile's rows without more than two bank
+  // conflicts.
+  __device__ int own_run() const { return lane() / 2 % kRuns; }
+  __device__ int own_in_run() const {
+    return ((lane() / 16 + own_run() / 2) % 2) * 4 + lane() % 2 * 2;
   }
+  __device__ int own_place() const { return place_of(own_run(), own_in_run()); }
+  __device__ int own_token(int k) const { return own_run() * kRunTokens + own_in_run() + k; }
   __device__ Floats<4> own(int input, int k) const {
     return load_vector<4>(tile(stage, input) + own_token(k) * kPitch + warp() * kWarpChannels);
   }
-  __device__ float bias(int c) const {
-    return a.dt_bias && c < channels ? __ldg(a.dt_bias + channel0 + c) : 0.f;
+  // dt_bias (0) or D (1) of the warp's channels.
+  __device__ Floats<4> constants(int which) const {
+    return load_vector<4>(floats(at.constants) + which * a.rounds * kUnit + channel(0));
   }
 
   // delta, delta u and dy silu(z) of the warp's channels; zero where there is no token or channel,
   // which leaves states and gradients as they are.
   __device__ void prepare() const {
-    float v[kWarpChannels][3][2], sum[kWarpChannels];
+    float v[kWarpChannels][3][2];
+    const Floats<4> bias = constants(0);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const Floats<4> dt = own(kDt, k), u = own(kU, k), dy = own(kGradY, k);
@@ -258,7 +315,7 @@ struct Block {
 #pragma unroll
       for (int i = 0; i < kWarpChannels; ++i) {
         const bool valid = own_token(k) < tokens && channel(i) < channels;
-        const float delta = softplus(dt[i] + bias(channel(i)));
+        const float delta = softplus(dt[i] + bias[i]);
         v[i][0][k] = valid ? delta : 0.f;
         v[i][1][k] = valid ? delta * u[i] : 0.f;
         v[i][2][k] = valid ? (a.z ? dy[i] * silu(z[i]) : dy[i]) : 0.f;
@@ -270,8 +327,11 @@ struct Block {
       for (int q = 0; q < 3; ++q)
         *reinterpret_cast<float2*>(quantity(i, q) + own_place()) =
             make_float2(v[i][q][0], v[i][q][1]);
-      sum[i] = v[i][0][0] + v[i][0][1];
     }
+    if (!many) return;
+    float sum[kWarpChannels];
+#pragma unroll
+    for (int i = 0; i < kWarpChannels; ++i) sum[i] = v[i][0][0] + v[i][0][1];
     fold<4>(sum, 16);
     fold<2>(sum, 8);
     float s = sum[0];
@@ -282,6 +342,17 @@ struct Block {
       floats(at.sums)[2 * a.rounds * kUnit + channel(lane() / 16 * 2 + lane() / 8 % 2)] += s;
   }
 
+  __device__ void load_half(float (&x)[4], const float* from, int half) const {
+    const float4 v = load4(from + place_of(run(), half * 4));
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  }
+  __device__ void load_C(float (&C)[kRunTokens][4]) const {
+#pragma unroll
+    for (int j = 0; j < kRunTokens; ++j) {
+      const float4 v = load4(bc_of(1, j));
+      C[j][0] = v.x, C[j][1] = v.y, C[j][2] = v.z, C[j][3] = v.w;
+    }
+  }
   // Eight values of a run of the quantity.
   __device__ void load_run(float (&x)[kRunTokens], const float* from) const {
 #pragma unroll
@@ -314,15 +385,23 @@ struct Block {
     float* begin = is_back
                        ? floats(at.carry) + c
                        : first_states(stage) + (warp() * kWarpChannels + i) * a.padded_states + n;
-    float x = *begin, zero = is_back ? floats(at.zero)[c] : 0.f;
+    if (many && is_back) {
+      float zero = floats(at.zero)[c];
+#pragma unroll
+      for (int k = 0; k < kRuns; ++k)
+        zero = fmaf(decays[k * kRow + lane()], zero, ends[k * kRow + lane()]);
+      floats(at.zero)[c] = zero;
+    }
+    float x = *begin, end[kRuns], decay[kRuns];
+#pragma unroll
+    for (int k = 0; k < kRuns; ++k)
+      end[k] = ends[k * kRow + lane()], decay[k] = decays[k * kRow + lane()];
 #pragma unroll
     for (int k = 0; k < kRuns; ++k) {
-      const float end = ends[k * kRow + lane()], decay = decays[k * kRow + lane()];
       ends[k * kRow + lane()] = x;
-      x = fmaf(decay, x, end);
-      zero = fmaf(decay, zero, end);
+      x = fmaf(decay[k], x, end[k]);
     }
-    if (is_back) *begin = x, floats(at.zero)[c] = zero;
+    if (is_back) *begin = x;
     __syncwarp();
     const float4 h4 = load4(ends + forward), g4 = load4(ends + back);
     h[0] = h4.x, h[1] = h4.y, h[2] = h4.z, h[3] = h4.w;
@@ -331,7 +410,8 @@ struct Block {
 
   // Both scans of a run from zero; A_bar and delta B u stay.
   __device__ void scan_run(float (&a_bar)[kRunTokens][4], float (&x)[kRunTokens][4], float (&h)[4],
-                           float (&g)[4], float (&P)[4], const float4& A4, int i) const {
+                           float (&g)[4], float (&P)[4], const float4& A4,
+                           const float (&C)[kRunTokens][4], int i) const {
     const float A[4] = {A4.x, A4.y, A4.z, A4.w};
     float delta[kRunTokens], du[kRunTokens], dy[kRunTokens], sum = 0;
     load_run(delta, quantity(i, kDelta));
@@ -353,10 +433,8 @@ struct Block {
     load_run(dy, quantity(i, kDy));
 #pragma unroll
     for (int j = kRunTokens - 1; j >= 0; --j) {
-      const float4 C4 = load4(bc_of(1, j));
-      const float C[4] = {C4.x, C4.y, C4.z, C4.w};
 #pragma unroll
-      for (int s = 0; s < 4; ++s) g[s] = fmaf(dy[j], C[s], g[s]) * a_bar[j][s];
+      for (int s = 0; s < 4; ++s) g[s] = fmaf(dy[j], C[j][s], g[s]) * a_bar[j][s];
     }
 #pragma unroll
     for (int s = 0; s < 4; ++s) P[s] = exp2_approx(sum * A[s]);
@@ -364,14 +442,14 @@ struct Block {
 
   // One channel, one block of states: adds to dB, dC and dA, and leaves y, q and w in the arrays of
   // tokens (q = sum of dh B; w = sum of dh A_bar h A log2(e)).
-  __device__ void channel_gradients(float (&dB)[kRunTokens][4], float (&dC)[kRunTokens][4], int i,
-                                    int block_state) const {
+  __device__ void channel_gradients(float (&dB)[kRunTokens][4], float (&dC)[kRunTokens][4],
+                                    const float (&C)[kRunTokens][4], int i, int block_state) const {
     const int row = channel(i) * a.padded_states + block_state;
     const float4 A4 = load4(floats(at.A) + row + state());
     float a_bar[kRunTokens][4], h[kRunTokens][4], before[4], g[4], dA[4] = {};
     {
       float P[4];
-      scan_run(a_bar, h, before, g, P, A4, i);
+      scan_run(a_bar, h, before, g, P, A4, C, i);
       chain_runs(before, g, P, i, block_state);
     }
 #pragma unroll
@@ -380,30 +458,39 @@ struct Block {
       for (int s = 0; s < 4; ++s)
         h[j][s] = fmaf(a_bar[j][s], j == 0 ? before[s] : h[j - 1][s], h[j][s]);
     const float A[4] = {A4.x, A4.y, A4.z, A4.w};
-    float delta[kRunTokens], du[kRunTokens], dy[kRunTokens], y[kRunTokens], q[kRunTokens],
-        w[kRunTokens];
-    load_run(delta, quantity(i, kDelta));
-    load_run(du, quantity(i, kDeltaU));
-    load_run(dy, quantity(i, kDy));
+    __syncwarp();  // the chains have been read
 #pragma unroll
-    for (int j = kRunTokens - 1; j >= 0; --j) {
-      const float4 B4 = load4(bc_of(0, j)), C4 = load4(bc_of(1, j));
-      const float B[4] = {B4.x, B4.y, B4.z, B4.w}, C[4] = {C4.x, C4.y, C4.z, C4.w};
-      y[j] = q[j] = w[j] = 0;
+    for (int half = 1; half >= 0; --half) {
+      float delta[4], du[4], dy[4], y[4], q[4], w[4];
+      load_half(delta, quantity(i, kDelta), half);
+      load_half(du, quantity(i, kDeltaU), half);
+      load_half(dy, quantity(i, kDy), half);
 #pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        const float dh = fmaf(dy[j], C[s], g[s]);
-        y[j] = fmaf(C[s], h[j][s], y[j]);
-        dC[j][s] = fmaf(dy[j], h[j][s], dC[j][s]);
-        dB[j][s] = fmaf(dh, du[j], dB[j][s]);
-        q[j] = fmaf(dh, B[s], q[j]);
-        g[s] = dh * a_bar[j][s];
-        const float through = g[s] * (j == 0 ? before[s] : h[j - 1][s]);
-        w[j] = fmaf(through, A[s], w[j]);
-        dA[s] = fmaf(through, delta[j], dA[s]);
+      for (int k = 3; k >= 0; --k) {
+        const int j = half * 4 + k;
+        const float4 B4 = load4(bc_of(0, j));
+        const float B[4] = {B4.x, B4.y, B4.z, B4.w};
+        y[k] = q[k] = w[k] = 0;
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          const float dh = fmaf(dy[k], C[j][s], g[s]);
+          y[k] = fmaf(C[j][s], h[j][s], y[k]);
+          dC[j][s] = fmaf(dy[k], h[j][s], dC[j][s]);
+          dB[j][s] = fmaf(dh, du[k], dB[j][s]);
+          q[k] = fmaf(dh, B[s], q[k]);
+          g[s] = dh * a_bar[j][s];
+          const float through = g[s] * (j == 0 ? before[s] : h[j - 1][s]);
+          w[k] = fmaf(through, A[s], w[k]);
+          dA[s] = fmaf(through, delta[k], dA[s]);
+        }
       }
+      float* to = floats(at.exchange) + warp() * kTileStates + state() / 4 * kTile +
+                  place_of(run(), half * 4);
+      store4(to, y[0], y[1], y[2], y[3]);
+      store4(to + 4 * kTile, q[0], q[1], q[2], q[3]);
+      store4(to + 8 * kTile, w[0], w[1], w[2], w[3]);
     }
-    add_over_states(y, q, w, i, block_state > 0);
+    add_over_states(i, block_state > 0);
     fold<4>(dA, 1);
     fold<2>(dA, 2);
     dA[0] += __shfl_xor_sync(~0u, dA[0], 4);
@@ -411,29 +498,25 @@ struct Block {
   }
 
   // Sums over the four groups of states, by way of shared memory: every lane adds its two tokens'.
-  __device__ void add_over_states(const float (&y)[kRunTokens], const float (&q)[kRunTokens],
-                                  const float (&w)[kRunTokens], int i, bool add) const {
-    float* parts = floats(at.exchange) + warp() * kTileStates;
-    __syncwarp();  // the chains have been read
-    float* own_part = parts + state() / 4 * kTile;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float* to = own_part + place_of(run(), half * 4);
-      const int j = half * 4;
-      store4(to, y[j], y[j + 1], y[j + 2], y[j + 3]);
-      store4(to + 4 * kTile, q[j], q[j + 1], q[j + 2], q[j + 3]);
-      store4(to + 8 * kTile, w[j], w[j + 1], w[j + 2], w[j + 3]);
-    }
+  __device__ void add_over_states(int i, bool add) const {
+    const float* parts = floats(at.exchange) + warp() * kTileStates;
     __syncwarp();
+    float2 part[3][4];
+#pragma unroll
+    for (int which = 0; which < 3; ++which)
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        part[which][k] =
+            *reinterpret_cast<const float2*>(parts + (which * 4 + k) * kTile + own_place());
 #pragma unroll
     for (int which = 0; which < 3; ++which) {
       float2* to = reinterpret_cast<float2*>(quantity(i, kY + which) + own_place());
-      float2 sum = add ? *to : make_float2(0, 0);
+      float2 sum = part[which][0];
 #pragma unroll
-      for (int part = 0; part < 4; ++part) {
-        const float2 x =
-            *reinterpret_cast<const float2*>(parts + (which * 4 + part) * kTile + own_place());
-        sum.x += x.x, sum.y += x.y;
+      for (int k = 1; k < 4; ++k) sum.x += part[which][k].x, sum.y += part[which][k].y;
+      if (add) {
+        const float2 before = *to;
+        sum.x += before.x, sum.y += before.y;
       }
       *to = sum;
     }
@@ -443,6 +526,16 @@ struct Block {
   // From the sums over states to the gradients of the warp's channels, in place of the inputs.
   __device__ void finish() const {
     float sums[2 * kWarpChannels] = {};  // dD, then ddt_bias
+    float v[kWarpChannels][4][2];
+#pragma unroll
+    for (int i = 0; i < kWarpChannels; ++i)
+#pragma unroll
+      for (int which = 0; which < 4; ++which) {
+        const float2 x = *reinterpret_cast<const float2*>(
+            quantity(i, which == 0 ? kDelta : kY + which - 1) + own_place());
+        v[i][which][0] = x.x, v[i][which][1] = x.y;
+      }
+    const Floats<4> bias = constants(0), D = constants(1);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const bool valid = own_token(k) < tokens;
@@ -451,18 +544,14 @@ struct Block {
       Floats<4> ddt, du, y, dz;
 #pragma unroll
       for (int i = 0; i < kWarpChannels; ++i) {
-        const int place = own_place() + k;
-        const bool exists = valid && channel(i) < channels;
-        const float D = a.D && channel(i) < channels ? __ldg(a.D + channel0 + channel(i)) : 0.f;
+        const float delta = v[i][0][k], q = v[i][2][k], w = v[i][3][k];
         const float sig_z = a.z ? sigmoid(z[i]) : 1.f, gate = a.z ? z[i] * sig_z : 1.f;
-        const float dy = dy_in[i] * gate, raw_y = fmaf(D, u[i], quantity(i, kY)[place]);
-        const float q = quantity(i, kQ)[place], w = quantity(i, kW)[place];
-        du[i] = fmaf(D, dy, quantity(i, kDelta)[place] * q);
-        ddt[i] = fmaf(kLn2, w, u[i] * q) * sigmoid(dt[i] + bias(channel(i)));
+        const float dy = dy_in[i] * gate, raw_y = fmaf(D[i], u[i], v[i][1][k]);
+        du[i] = fmaf(D[i], dy, delta * q);
+        ddt[i] = fmaf(kLn2, w, u[i] * q) * sigmoid(dt[i] + bias[i]);
         y[i] = raw_y * gate;
         dz[i] = dy_in[i] * raw_y * (sig_z * fmaf(z[i], 1.f - sig_z, 1.f));
-        sums[i] += exists ? dy * u[i] : 0.f;
-        sums[kWarpChannels + i] += exists ? ddt[i] : 0.f;
+        if (valid) sums[i] = fmaf(dy, u[i], sums[i]), sums[kWarpChannels + i] += ddt[i];
       }
       const int to = own_token(k) * kPitch + warp() * kWarpChannels;
       store_vector(tile(stage, kDt) + to, ddt);
@@ -487,18 +576,15 @@ struct Block {
     T* to = x + t0 * row_stride + channel0 + first;
     const T* from = tile(stage, input);
     if (a.vector_rows) {
-      constexpr int kVectors = kUnit / kVector;
-      for (int i = static_cast<int>(threadIdx.x); i < kTile * kVectors; i += kScanBwdThreads) {
-        const int row = i / kVectors, column = i % kVectors * kVector;
-        if (row < tokens && column < width)
-          *reinterpret_cast<uint4*>(to + row * row_stride + column) =
-              *reinterpret_cast<const uint4*>(from + row * kPitch + column);
-      }
+      for_own_quads(tokens, width, [&](int row, int column) {
+        const Packed<T, 4> x = load_packed<4>(from + row * kPitch + column);
+        store_packed(to + row * row_stride + column, x);
+      });
     } else {
-      for (int i = static_cast<int>(threadIdx.x); i < kTile * kUnit; i += kScanBwdThreads) {
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < tokens * kUnit; i += kScanBwdThreads) {
         const int row = i / kUnit, column = i % kUnit;
-        if (row < tokens && column < width)
-          to[row * row_stride + column] = from[row * kPitch + column];
+        if (column < width) to[row * row_stride + column] = from[row * kPitch + column];
       }
     }
   }
@@ -561,9 +647,10 @@ struct Block {
       } else {
         __syncwarp();  // delta, delta u, dy are there
       }
-      float dB[kRunTokens][4] = {}, dC[kRunTokens][4] = {};
+      float dB[kRunTokens][4] = {}, dC[kRunTokens][4] = {}, C[kRunTokens][4];
+      load_C(C);
 #pragma unroll 1
-      for (int i = 0; i < kWarpChannels; ++i) channel_gradients(dB, dC, i, block_state);
+      for (int i = 0; i < kWarpChannels; ++i) channel_gradients(dB, dC, C, i, block_state);
       add_over_warps(dB, 0, block_state);
       add_over_warps(dC, 1, block_state);
     }
@@ -581,12 +668,14 @@ struct Block {
       } else {
         __syncwarp();  // delta, delta u, dy are there
       }
+      float C[kRunTokens][4];
+      load_C(C);
 #pragma unroll 1
       for (int i = 0; i < kWarpChannels; ++i) {
         const float4 A4 =
             load4(floats(at.A) + channel(i) * a.padded_states + block_state + state());
         float a_bar[kRunTokens][4], x[kRunTokens][4], h[4], g[4], P[4];
-        scan_run(a_bar, x, h, g, P, A4, i);
+        scan_run(a_bar, x, h, g, P, A4, C, i);
         chain_runs(h, g, P, i, block_state);
         __syncwarp();  // the chains have been read
       }
@@ -651,8 +740,12 @@ struct Block {
       floats(at.A)[i] = exists ? a.A[int64_t{channel0 + c} * a.d_state + n] * kLog2E : 0.f;
       floats(at.dA)[i] = 0;
     });
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * a.rounds * kUnit; i += kScanBwdThreads)
+    const int all = a.rounds * kUnit;
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * all; i += kScanBwdThreads) {
+      const float* from = i < all ? a.dt_bias : a.D;
+      floats(at.constants)[i] = from && i % all < channels ? from[channel0 + i % all] : 0.f;
       floats(at.sums)[i] = 0;
+    }
     // Padded states stay zero, whatever is fetched beside them.
     for_each_state(a.stages * kUnit, [&](int i, int, int) { floats(at.first)[i] = 0; });
     __syncthreads();  // before what is fetched
@@ -675,6 +768,7 @@ __device__ void walk(Block<T>& block, const Piece& p) {
   const Args<T>& a = block.a;
   const int rounds = block.rounds();
   const int steps = static_cast<int>((p.end - p.begin + kTile - 1) / kTile) * rounds;
+  block.many = p.many;
   const auto tile_begin = [&](int step) {
     return p.begin + ((p.end - p.begin - 1) / kTile - step / rounds) * kTile;
   };
@@ -689,8 +783,13 @@ __device__ void walk(Block<T>& block, const Piece& p) {
       __syncthreads();  // the tile has been stored
       block.fetch(p, 0, block.t0, block.round);
     }
-    if (block.round == 0 && a.padded_states == kBlockStates) block.load_bc(0);
     copies_wait();
+    if (block.round == 0 && a.padded_states == kBlockStates) {
+      if (a.vector_bc)
+        block.unpack_bc(block.stage);
+      else
+        block.load_bc(0);
+    }
     __syncthreads();  // inputs, B and C are there; the other stage has been stored
     if (a.stages > 1 && step + 1 < steps)
       block.fetch(p, (step + 1) % 2, tile_begin(step + 1), (step + 1) % rounds);
@@ -763,10 +862,10 @@ __global__ void __launch_bounds__(kScanBwdChainThreads)
 struct Partial {
   const float* partial;  // (groups * group_blocks, tokens, d_state)
   int64_t tokens;
-  int groups, group_blocks, blocks_per_quad, d_state;
+  int groups, group_blocks, blocks_per_pair, d_state;
 };
 
-// dB or dC from the blocks' sums: within a quad of units, then over quads. Grid: a thread for V
+// dB or dC from the blocks' sums: within a pair of units, then over pairs. Grid: a thread for V
 // states of a token and group.
 template <class T, int V>
 __global__ void __launch_bounds__(256)
@@ -780,10 +879,10 @@ __global__ void __launch_bounds__(256)
   const int64_t plane = p.tokens * p.d_state;
   const float* from = p.partial + group * p.group_blocks * plane + t * p.d_state + n;
   Floats<V> sum = constant<V>(0);
-  for (int quad = 0; quad < p.group_blocks; quad += p.blocks_per_quad) {
+  for (int pair = 0; pair < p.group_blocks; pair += p.blocks_per_pair) {
     Floats<V> inner = constant<V>(0);
 #pragma unroll 4
-    for (int b = quad; b < min(quad + p.blocks_per_quad, p.group_blocks); ++b) {
+    for (int b = pair; b < min(pair + p.blocks_per_pair, p.group_blocks); ++b) {
       const Floats<V> x = load_vector<V>(from + b * plane);
 #pragma unroll
       for (int k = 0; k < V; ++k) inner[k] += x[k];
@@ -842,10 +941,9 @@ Args<T> arguments(const SelectiveScan& op, const SelectiveScanGrad& grad) {
   a.num_seqs = static_cast<int>(op.seq_start.shape[0] - 1);
   a.d_inner = static_cast<int>(op.u.shape[1]), a.d_state = static_cast<int>(op.A.shape[1]);
   a.group_channels = static_cast<int>(op.u.shape[1] / op.B.shape[1]);
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  a.vector_rows = a.group_channels % kVector == 0;
+  a.vector_rows = a.group_channels % 4 == 0;
   for (const Tensor* t : {&op.u, &op.dt, &op.z, &grad.dy, &grad.du, &grad.ddt, &grad.dz, &grad.y})
-    a.vector_rows = a.vector_rows && vector_rows(*t, kVector);
+    a.vector_rows = a.vector_rows && vector_rows(*t, 4);
   a.vector_bc = vector_rows(op.B, 4) && vector_rows(op.C, 4);
   a.vector_states = a.d_state % kBlockStates == 0 && aligned(a.state) && aligned(a.saved);
   return a;
@@ -891,7 +989,7 @@ void launch(Context& ctx, const SelectiveScan& op, const SelectiveScanGrad& grad
                   .tokens = a.tokens,
                   .groups = groups,
                   .group_blocks = a.group_blocks,
-                  .blocks_per_quad = kScanBwdQuad / plan.rounds,
+                  .blocks_per_pair = kScanBwdPair / plan.rounds,
                   .d_state = a.d_state};
   add_blocks<T>(sums, grad.dB, gpu.stream);
   sums.partial = a.dC;

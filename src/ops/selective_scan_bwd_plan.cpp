@@ -1,6 +1,7 @@
 #include "ops/selective_scan_bwd_plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <sstream>
 #include <string>
 
@@ -12,16 +13,23 @@ namespace {
 constexpr int64_t kBlocksPerMultiprocessor = 2;  // 128 threads of 255 registers
 constexpr size_t kReserved = 1024;  // bytes of shared memory that a block takes beyond its own
 // dB and dC of single units take 8 bytes per element of u; above this many bytes units are summed
-// in fours before they reach memory.
+// in pairs before they reach memory.
 constexpr int64_t kMaxPartialBytes = int64_t{1} << 30;
+// Segments side by side cost a pass for what flows back; sums of single units, memory traffic.
+constexpr double kCutCost = 1.3, kUnitCost = 1.05;
 
 constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
 
 int64_t ceil_div(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// The share of the GPU's blocks that work, when `items` equal pieces are dealt out.
-double utilization(int64_t items, int64_t places) {
-  return static_cast<double>(items) / static_cast<double>(ceil_div(items, places) * places);
+// What `items` equal pieces of work cost together, in units of one multiprocessor-full of blocks
+// that work on all of it. A block that has a multiprocessor for itself runs 1.4 times as fast.
+double relative_time(int64_t items, int multiprocessors) {
+  const int64_t places = kBlocksPerMultiprocessor * multiprocessors, rest = items % places;
+  const double waves = static_cast<double>(items / places) + (rest == 0                 ? 0.0
+                                                              : rest <= multiprocessors ? 0.7
+                                                                                        : 1.0);
+  return waves * static_cast<double>(places) / static_cast<double>(items);
 }
 
 }  // namespace
@@ -30,21 +38,27 @@ ScanBwdPlan plan_selective_scan_bwd(const ScanBwdShape& shape, const ScanBwdDevi
   ScanBwdPlan plan{};
   plan.padded_states = static_cast<int>(ceil_div(shape.d_state, kScanBwdStates)) * kScanBwdStates;
   plan.group_units = ceil_div(shape.d_inner / shape.n_groups, kScanBwdUnit);
-  // Four units a block move less; one unit a block where that fills the GPU better.
   const int64_t places = kBlocksPerMultiprocessor * device.multiprocessors;
   const int64_t units = shape.n_groups * plan.group_units;
-  const int64_t quads = shape.n_groups * ceil_div(plan.group_units, kScanBwdQuad);
-  // Segments side by side cost a quarter more: only where sequences leave the GPU half idle.
-  plan.cut =
-      shape.tokens > kScanBwdSegment * shape.num_seqs && 3 * units * shape.num_seqs < 2 * places;
+  const bool small_sums = shape.tokens * units * shape.d_state * 8 <= kMaxPartialBytes;
+  const bool one_block_of_states = plan.padded_states == kScanBwdStates;
+  double best = std::numeric_limits<double>::infinity();
+  for (const bool cut : {false, true})
+    for (const int rounds : {kScanBwdPair, 1}) {
+      if (cut && shape.tokens <= kScanBwdSegment * shape.num_seqs) continue;
+      if (rounds == 1 && !small_sums && one_block_of_states) continue;
+      if (rounds > 1 && !one_block_of_states) continue;
+      const int64_t blocks = shape.n_groups * ceil_div(plan.group_units, rounds);
+      const int64_t items =
+          blocks * (cut ? ceil_div(shape.tokens, kScanBwdSegment) : shape.num_seqs);
+      const double time = relative_time(items, device.multiprocessors) * (cut ? kCutCost : 1.0) *
+                          (rounds == 1 ? kUnitCost : 1.0);
+      if (time >= best) continue;
+      best = time;
+      plan.cut = cut;
+      plan.rounds = rounds;
+    }
   plan.pieces = shape.num_seqs + (plan.cut ? shape.tokens / kScanBwdSegment : 0);
-  const int64_t partial_bytes = shape.tokens * units * shape.d_state * 8;
-  const bool fits = plan.padded_states == kScanBwdStates;
-  const bool small = partial_bytes <= kMaxPartialBytes;
-  plan.rounds = fits && (!small || utilization(quads * plan.pieces, places) >
-                                       0.9 * utilization(units * plan.pieces, places))
-                    ? kScanBwdQuad
-                    : 1;
   plan.group_blocks = ceil_div(plan.group_units, plan.rounds);
   plan.blocks = shape.n_groups * plan.group_blocks;
 

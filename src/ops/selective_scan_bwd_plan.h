@@ -20,8 +20,8 @@ inline constexpr int kScanBwdUnit = kScanBwdWarps * kScanBwdWarpChannels;
 inline constexpr int kScanBwdStates = 16;
 inline constexpr int kScanBwdChainThreads = 128;
 // dB and dC are summed over channels as a tree that no plan changes: within a unit, then over the
-// kScanBwdQuad units of a quad, then over quads. So rounds is 1 or kScanBwdQuad.
-inline constexpr int kScanBwdQuad = 4;
+// kScanBwdPair units of a pair, then over pairs. So rounds is 1 or kScanBwdPair.
+inline constexpr int kScanBwdPair = 2;
 // At every multiple of this many tokens behind a sequence's start, the gradient that flows back is
 // put together from exp(A sum of delta) times what flows into the segment behind, and what that
 // segment gives from zero. So segments may run side by side or one after the other, with the same
@@ -60,30 +60,31 @@ ScanBwdPlan plan_selective_scan_bwd(const ScanBwdShape&, const ScanBwdDevice&);
 
 // Offsets into a block's shared memory, in bytes.
 struct ScanBwdShared {
-  int tile;      // (stages, 4, kScanChunk, pitch) T: dt, u, dy, z; become ddt, du, y, dz
-  int first;     // (stages, kScanBwdUnit, padded_states) f32: states before the tile
-  int A;         // (channels, padded_states) f32, times log2(e)
-  int carry;     // (channels, padded_states) f32: gradient that flows into the tile from behind
-  int zero;      // (channels, padded_states) f32: the same, had it been zero behind the segment
-  int behind;    // (channels, padded_states) f32: what flowed into the segment
-  int dA;        // (channels, padded_states) f32
-  int sums;      // (3, channels) f32: dD, ddt_bias, delta of the segment
-  int bc;        // (2, kScanChunk * kScanBwdStates) f32: B, C of the tile
-  int bc_sums;   // the same shape, rounds > 1 only: dB, dC of the rounds so far
-  int tokens;    // (warps, kScanBwdWarpChannels, 6, kScanChunk) f32: see Quantity
-  int exchange;  // (warps, kScanChunk * kScanBwdStates) f32
+  int tile;        // (stages, 4, kScanChunk, pitch) T: dt, u, dy, z; become ddt, du, y, dz
+  int first;       // (stages, kScanBwdUnit, padded_states) f32: states before the tile
+  int A;           // (channels, padded_states) f32, times log2(e)
+  int carry;       // (channels, padded_states) f32: gradient that flows into the tile from behind
+  int zero;        // (channels, padded_states) f32: the same, had it been zero behind the segment
+  int behind;      // (channels, padded_states) f32: what flowed into the segment
+  int dA;          // (channels, padded_states) f32
+  int sums;        // (3, channels) f32: dD, ddt_bias, delta of the segment
+  int constants;   // (2, channels) f32: dt_bias, D
+  int fetched_bc;  // (stages, 2, kScanChunk * kScanBwdStates) T: B, C as fetched, if d_state <= 16
+  int bc;          // (2, kScanChunk * kScanBwdStates) f32: B, C of the tile
+  int bc_sums;     // the same shape, rounds > 1 only: dB, dC of the rounds so far
+  int tokens;      // (warps, kScanBwdWarpChannels, 6, kScanChunk) f32: see Quantity
+  int exchange;    // (warps, kScanChunk * kScanBwdStates) f32
   int bytes;
 };
 
-constexpr int scan_bwd_pitch(size_t element_bytes) {  // elements: 16 bytes beyond a unit
-  return kScanBwdUnit + static_cast<int>(16 / element_bytes);
-}
+// Elements from one row of a tile to the next: four beyond a unit, for few bank conflicts.
+inline constexpr int kScanBwdPitch = kScanBwdUnit + 4;
 
 constexpr ScanBwdShared scan_bwd_shared(int rounds, int padded_states, int stages,
                                         size_t element_bytes) {
   constexpr int kFloat = 4, kTile = static_cast<int>(kScanChunk);
   const int channels = rounds * kScanBwdUnit;
-  const int tile_bytes = kTile * scan_bwd_pitch(element_bytes) * static_cast<int>(element_bytes);
+  const int tile_bytes = kTile * kScanBwdPitch * static_cast<int>(element_bytes);
   const int by_state = channels * padded_states * kFloat;
   const int bc_bytes = 2 * kTile * kScanBwdStates * kFloat;
   ScanBwdShared s{};
@@ -95,7 +96,11 @@ constexpr ScanBwdShared scan_bwd_shared(int rounds, int padded_states, int stage
   s.behind = s.zero + by_state;
   s.dA = s.behind + by_state;
   s.sums = s.dA + by_state;
-  s.bc = s.sums + 3 * channels * kFloat;
+  s.constants = s.sums + 3 * channels * kFloat;
+  s.fetched_bc = s.constants + 2 * channels * kFloat;
+  s.bc = s.fetched_bc + (padded_states == kScanBwdStates
+                             ? stages * bc_bytes * static_cast<int>(element_bytes) / kFloat
+                             : 0);
   s.bc_sums = s.bc + bc_bytes;
   s.tokens = s.bc_sums + (rounds > 1 ? bc_bytes : 0);
   s.exchange = s.tokens + kScanBwdWarps * kScanBwdWarpChannels * 6 * kTile * kFloat;

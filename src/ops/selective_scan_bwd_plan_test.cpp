@@ -32,7 +32,7 @@ TEST(SelectiveScanBwdPlan, CoversEveryChannelStateAndSequence) {
     SCOPED_TRACE(plan.to_string());
     ASSERT_GE(plan.padded_states, s.d_state);
     ASSERT_EQ(plan.padded_states % kScanBwdStates, 0);
-    ASSERT_TRUE(plan.rounds == 1 || plan.rounds == kScanBwdQuad);
+    ASSERT_TRUE(plan.rounds == 1 || plan.rounds == kScanBwdPair);
     ASSERT_GE(plan.group_blocks * plan.rounds * kScanBwdUnit, s.d_inner / s.n_groups);
     ASSERT_LT((plan.group_blocks - 1) * plan.rounds * kScanBwdUnit, s.d_inner / s.n_groups);
     ASSERT_EQ(plan.blocks, plan.group_blocks * s.n_groups);
@@ -83,12 +83,13 @@ TEST(SelectiveScanBwdPlan, RefusesWhatDoesNotFit) {
 
 // The shared memory's parts follow one another without overlap, each on 16 bytes.
 TEST(SelectiveScanBwdPlan, SharedMemoryIsAligned) {
-  for (int rounds : {1, 4})
+  for (int rounds : {1, kScanBwdPair})
     for (int states : {16, 32, 256})
       for (size_t element_bytes : {2, 4}) {
         const ScanBwdShared s = scan_bwd_shared(rounds, states, 2, element_bytes);
         int last = -1;
-        for (int offset : {s.tile, s.first, s.A, s.carry, s.zero, s.behind, s.dA, s.sums, s.bc}) {
+        for (int offset :
+             {s.tile, s.first, s.A, s.carry, s.zero, s.behind, s.dA, s.sums, s.constants, s.bc}) {
           ASSERT_EQ(offset % 16, 0);
           ASSERT_GT(offset, last);
           last = offset;

@@ -373,15 +373,12 @@ TEST(SelectiveScan, StepByStepIsTheWholePass) {
   });
 }
 
-enum class Passes { forward, both };
-
 // A sequence's bits, forward and backward, do not depend on its neighbours and its slot. `alone`
 // computes one sequence at a time.
-void expect_packed_is_separate(Context& together, Context& alone, const Case& packed,
-                               Passes passes) {
+void expect_packed_is_separate(Context& together, Context& alone, const Case& packed) {
   Scan all(packed, DType::f32);
   all.forward(together);
-  if (passes == Passes::both) all.backward(together);
+  all.backward(together);
   int64_t begin = 0;
   for (size_t s = 0; s < packed.lengths.size(); ++s) {
     const int64_t end = begin + packed.lengths[s];
@@ -400,41 +397,43 @@ void expect_packed_is_separate(Context& together, Context& alone, const Case& pa
     one.state.values(one.initial);
     selective_scan_fwd(alone, op);
     EXPECT_TRUE(op_test::bitwise_equal(op.y, all.op.y.slice(0, begin, end)));
-    if (passes == Passes::both) {
-      one.state.values(one.initial);
-      selective_scan_bwd(alone, op, grad);
-      EXPECT_TRUE(op_test::bitwise_equal(grad.du, all.grad.du.slice(0, begin, end)));
-      EXPECT_TRUE(op_test::bitwise_equal(grad.ddt, all.grad.ddt.slice(0, begin, end)));
-      EXPECT_TRUE(op_test::bitwise_equal(grad.dB, all.grad.dB.slice(0, begin, end)));
-      EXPECT_TRUE(op_test::bitwise_equal(grad.dC, all.grad.dC.slice(0, begin, end)));
-    }
+    one.state.values(one.initial);
+    selective_scan_bwd(alone, op, grad);
+    for (auto [mine, together_] : {std::pair{&grad.du, &all.grad.du},
+                                   {&grad.ddt, &all.grad.ddt},
+                                   {&grad.dB, &all.grad.dB},
+                                   {&grad.dC, &all.grad.dC},
+                                   {&grad.dz, &all.grad.dz},
+                                   {&grad.y, &all.grad.y}})
+      EXPECT_TRUE(op_test::bitwise_equal(*mine, together_->slice(0, begin, end)));
+    const int64_t row = static_cast<int64_t>(packed.lengths.size() - s);
+    EXPECT_TRUE(op_test::bitwise_equal(one.dstate.view().slice(0, row, row + 1),
+                                       all.dstate.view().slice(0, row, row + 1)));
     begin = end;
   }
 }
 
 TEST(SelectiveScan, PackedIsSeparateBitForBit) {
   Context two(cpu_engine(), 2), one(cpu_engine(), 1);
-  expect_packed_is_separate(two, one, {.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16},
-                            Passes::both);
+  expect_packed_is_separate(two, one, {.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16});
 }
 
-void expect_same_bits(Context& first, Context& second, const Case& c, Passes passes) {
+void expect_same_bits(Context& first, Context& second, const Case& c) {
   Scan a(c, DType::f32), b(c, DType::f32);
   for (auto [scan, ctx] : {std::pair{&a, &first}, {&b, &second}}) {
     scan->forward(*ctx);
-    if (passes == Passes::both) scan->backward(*ctx);
+    scan->backward(*ctx);
   }
   std::vector<std::pair<TestTensor*, TestTensor*>> outputs = {{&a.y, &b.y}, {&a.state, &b.state}};
-  if (passes == Passes::both)
-    for (auto [x, y] : {std::pair{&a.du, &b.du},
-                        {&a.ddt, &b.ddt},
-                        {&a.dz, &b.dz},
-                        {&a.dA, &b.dA},
-                        {&a.dbc, &b.dbc},
-                        {&a.dD, &b.dD},
-                        {&a.ddt_bias, &b.ddt_bias},
-                        {&a.dstate, &b.dstate}})
-      outputs.emplace_back(x, y);
+  for (auto [x, y] : {std::pair{&a.du, &b.du},
+                      {&a.ddt, &b.ddt},
+                      {&a.dz, &b.dz},
+                      {&a.dA, &b.dA},
+                      {&a.dbc, &b.dbc},
+                      {&a.dD, &b.dD},
+                      {&a.ddt_bias, &b.ddt_bias},
+                      {&a.dstate, &b.dstate}})
+    outputs.emplace_back(x, y);
   for (auto [x, y] : outputs) EXPECT_TRUE(op_test::bitwise_equal(*x, *y));
 }
 
@@ -442,12 +441,11 @@ TEST(SelectiveScan, SameBitsTwiceAndForAnyNumberOfThreads) {
   Context one(cpu_engine(), 1), two(cpu_engine(), 2);
   expect_same_bits(
       one, two,
-      {.lengths = {100, 61, 3, 40, 41, 42, 43, 44, 45, 46}, .d_inner = 300, .d_state = 16},
-      Passes::both);
+      {.lengths = {100, 61, 3, 40, 41, 42, 43, 44, 45, 46}, .d_inner = 300, .d_state = 16});
 }
 
 // A constant parameter given as a row that repeats (stride 0) is the same as its copies.
-void expect_rows_may_repeat(Context& ctx, Passes passes) {
+void expect_rows_may_repeat(Context& ctx) {
   const Case c = {.lengths = {45}, .d_inner = 18, .d_state = 16};
   Scan scan(c, DType::f32), copies(c, DType::f32);
   TestTensor row(DType::f32, {1, 16}), zeros(DType::f32, {18});
@@ -461,17 +459,16 @@ void expect_rows_may_repeat(Context& ctx, Passes passes) {
     for (int64_t n = 0; n < 16; ++n) copies.op.B.row<float>(t)[n] = row.view().ptr<float>()[n];
   for (Scan* s : {&scan, &copies}) {
     s->forward(ctx);
-    if (passes == Passes::both) s->backward(ctx);
+    s->backward(ctx);
   }
   EXPECT_TRUE(op_test::bitwise_equal(scan.y, copies.y));
-  if (passes == Passes::forward) return;
   EXPECT_TRUE(op_test::bitwise_equal(scan.dbc, copies.dbc));
   EXPECT_TRUE(op_test::bitwise_equal(scan.ddt, copies.ddt));
 }
 
 TEST(SelectiveScan, RowsMayRepeat) {
   Context cpu(cpu_engine(), 2);
-  expect_rows_may_repeat(cpu, Passes::both);
+  expect_rows_may_repeat(cpu);
 }
 
 // With a constant input the state must reach B u / |A|: a slow mode shows every error of exp (facts
@@ -527,7 +524,7 @@ TEST(SelectiveScan, SlowModesReachTheirGain) {
   });
 }
 
-void expect_extremes_stay_finite(Context& ctx, Passes passes) {
+void expect_extremes_stay_finite(Context& ctx) {
   const Case c = {.lengths = {70}, .d_inner = 19, .d_state = 16};
   Scan scan(c, DType::f32);
   Rng rng(9);
@@ -539,11 +536,8 @@ void expect_extremes_stay_finite(Context& ctx, Passes passes) {
   scan.A.values(A);
   scan.forward(ctx);
   std::vector<const TestTensor*> outputs = {&scan.y, &scan.state};
-  if (passes == Passes::both) {
-    scan.backward(ctx);
-    outputs.insert(outputs.end(),
-                   {&scan.du, &scan.ddt, &scan.dA, &scan.dbc, &scan.dz, &scan.dstate});
-  }
+  scan.backward(ctx);
+  outputs.insert(outputs.end(), {&scan.du, &scan.ddt, &scan.dA, &scan.dbc, &scan.dz, &scan.dstate});
   for (const TestTensor* t : outputs)
     for (double v : t->to_double()) ASSERT_TRUE(std::isfinite(v));
 }
@@ -551,7 +545,7 @@ void expect_extremes_stay_finite(Context& ctx, Passes passes) {
 TEST(SelectiveScan, ExtremesStayFinite) {
   op_test::for_each_simd_target([] {
     Context cpu(cpu_engine(), 2);
-    expect_extremes_stay_finite(cpu, Passes::both);
+    expect_extremes_stay_finite(cpu);
   });
 }
 
@@ -586,6 +580,8 @@ const std::vector<Case>& cuda_cases() {
       {.lengths = {1100}, .d_inner = 12, .d_state = 128},
       {.lengths = {520, 30}, .d_inner = 40, .d_state = 256, .n_groups = 5, .D = false},
       {.lengths = std::vector<int>(300, 5), .d_inner = 48, .d_state = 16},
+      {.lengths = {1023, 1024, 1025, 2049}, .d_inner = 17, .d_state = 16},
+      {.lengths = std::vector<int>(70, 64), .d_inner = 100, .d_state = 16, .dt_bias = false},
   };
   return all;
 }
@@ -601,12 +597,28 @@ TEST(SelectiveScanCuda, ForwardMatchesTheReference) {
   });
 }
 
+TEST(SelectiveScanCuda, BackwardMatchesTheReference) {
+  op_test::on_cuda([](Context& ctx) {
+    for (const auto* list : {&cases(), &cuda_cases()})
+      for (const Case& c : *list)
+        for (DType type : {DType::f32, DType::bf16}) {
+          SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
+          expect_backward_like_reference(ctx, kCuda, c, type, true);
+          expect_backward_like_reference(ctx, kCuda, c, type, false);
+        }
+  });
+}
+
 TEST(SelectiveScanCuda, LongSequencesKeepTheTolerance) {
   op_test::on_cuda([](Context& ctx) {
     expect_forward_like_reference(ctx, kCuda, {.lengths = {100001}, .d_inner = 8, .d_state = 16},
                                   DType::f32);
     expect_forward_like_reference(ctx, kCuda, {.lengths = {2048}, .d_inner = 640, .d_state = 16},
                                   DType::bf16);
+    expect_backward_like_reference(ctx, kCuda, {.lengths = {20001}, .d_inner = 8, .d_state = 16},
+                                   DType::f32, true);
+    expect_backward_like_reference(ctx, kCuda, {.lengths = {2048}, .d_inner = 640, .d_state = 16},
+                                   DType::bf16, true);
   });
 }
 
@@ -623,26 +635,26 @@ TEST(SelectiveScanCuda, StepByStepIsTheWholePass) {
 
 // Few sequences are cut along time and channels are spread over more lanes, many are not: the same
 // bits.
-TEST(SelectiveScanCuda, ForwardPackedIsSeparateBitForBit) {
+TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
   op_test::on_cuda([](Context& ctx) {
     for (const Case& packed :
          {Case{.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16},
           Case{.lengths = {1, 2600, 0, 511, 512, 513, 1024}, .d_inner = 100, .d_state = 16},
           Case{.lengths = std::vector<int>(24, 40), .d_inner = 512, .d_state = 16},
+          Case{.lengths = std::vector<int>(6, 2100), .d_inner = 400, .d_state = 16},
           Case{.lengths = {1100, 900}, .d_inner = 33, .d_state = 64}})
-      expect_packed_is_separate(ctx, ctx, packed, Passes::forward);
+      expect_packed_is_separate(ctx, ctx, packed);
   });
 }
 
-TEST(SelectiveScanCuda, ForwardGivesTheSameBitsTwice) {
+TEST(SelectiveScanCuda, GivesTheSameBitsTwice) {
   op_test::on_cuda([](Context& ctx) {
-    expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2000}, .d_inner = 300, .d_state = 16},
-                     Passes::forward);
+    expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2000}, .d_inner = 300, .d_state = 16});
   });
 }
 
-TEST(SelectiveScanCuda, ForwardRowsMayRepeat) {
-  op_test::on_cuda([](Context& ctx) { expect_rows_may_repeat(ctx, Passes::forward); });
+TEST(SelectiveScanCuda, RowsMayRepeat) {
+  op_test::on_cuda([](Context& ctx) { expect_rows_may_repeat(ctx); });
 }
 
 TEST(SelectiveScanCuda, SlowModesReachTheirGain) {
@@ -651,8 +663,8 @@ TEST(SelectiveScanCuda, SlowModesReachTheirGain) {
   });
 }
 
-TEST(SelectiveScanCuda, ForwardExtremesStayFinite) {
-  op_test::on_cuda([](Context& ctx) { expect_extremes_stay_finite(ctx, Passes::forward); });
+TEST(SelectiveScanCuda, ExtremesStayFinite) {
+  op_test::on_cuda([](Context& ctx) { expect_extremes_stay_finite(ctx); });
 }
 
 }  // namespace
