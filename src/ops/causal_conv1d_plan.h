@@ -1,8 +1,8 @@
 // How the CUDA convolution is laid out: pure arithmetic, tested without a GPU.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
+#include <limits>
 
 namespace krait::cuda {
 
@@ -21,9 +21,12 @@ inline constexpr int kConvThreads = 256;
 inline constexpr int kConvTaps = 4;        // d_conv, filled up with zero weights in front
 inline constexpr int kConvQuantities = 5;  // sums over tokens: dweight of each tap, dbias
 
-// longest_run: tokens; shorter where the GPU would otherwise have too few blocks.
+// blocks_at_once: of one multiprocessor. A run costs its tokens and about as much again as
+// kConvRunStart tokens take (weights, sequence, first inputs, sums); the run is the one with which
+// the rounds of blocks cost least.
 inline CausalConv1dPlan plan_causal_conv1d(int64_t tokens, int64_t d_inner, int vector,
-                                           int longest_run, int multiprocessors) {
+                                           int blocks_at_once, int multiprocessors) {
+  constexpr int kShortestRun = 8, kLongestRun = 256, kConvRunStart = 16;
   const auto blocks = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
   CausalConv1dPlan plan{};
   plan.vector = vector;
@@ -32,11 +35,16 @@ inline CausalConv1dPlan plan_causal_conv1d(int64_t tokens, int64_t d_inner, int 
   while (plan.columns < 32 && plan.columns < vectors) plan.columns *= 2;
   plan.rows = kConvThreads / plan.columns;
   plan.channel_blocks = blocks(vectors, plan.columns);
-  constexpr int kShortestRun = 8;
-  for (plan.run = longest_run;; plan.run /= 2) {
-    plan.token_blocks = blocks(tokens, int64_t{plan.rows} * plan.run);
-    if (plan.run / 2 < kShortestRun) break;
-    if (plan.token_blocks * plan.channel_blocks >= int64_t{4} * multiprocessors) break;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int run = kShortestRun; run <= kLongestRun; run *= 2) {
+    const int64_t token_blocks = blocks(tokens, int64_t{plan.rows} * run);
+    const int64_t rounds =
+        blocks(token_blocks * plan.channel_blocks, int64_t{blocks_at_once} * multiprocessors);
+    if (const int64_t cost = rounds * (run + kConvRunStart); cost < least) {
+      least = cost;
+      plan.run = run;
+      plan.token_blocks = token_blocks;
+    }
   }
   return plan;
 }

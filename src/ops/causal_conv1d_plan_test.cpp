@@ -13,7 +13,7 @@ TEST(CausalConv1dPlan, BlocksCoverEveryElementOnce) {
           if (d_inner % vector != 0) continue;
           SCOPED_TRACE(testing::Message() << tokens << " x " << d_inner << " by " << vector);
           const CausalConv1dPlan plan =
-              plan_causal_conv1d(tokens, d_inner, vector, 64, multiprocessors);
+              plan_causal_conv1d(tokens, d_inner, vector, 2, multiprocessors);
           EXPECT_EQ(plan.columns * plan.rows, kConvThreads);
           const int64_t block_tokens = int64_t{plan.rows} * plan.run;
           const int64_t block_channels = int64_t{plan.columns} * vector;
@@ -23,13 +23,14 @@ TEST(CausalConv1dPlan, BlocksCoverEveryElementOnce) {
           EXPECT_LT((plan.channel_blocks - 1) * block_channels, d_inner);
           EXPECT_LE(plan.channel_blocks, 65535);
           EXPECT_GE(plan.run, 8);
-          EXPECT_LE(plan.run, 64);
+          EXPECT_LE(plan.run, 256);
         }
 }
 
-TEST(CausalConv1dPlan, ShortBatchesGetShortRuns) {
-  EXPECT_EQ(plan_causal_conv1d(65536, 1536, 8, 64, 132).run, 64);
-  EXPECT_EQ(plan_causal_conv1d(2048, 1536, 8, 64, 132).run, 8);
+TEST(CausalConv1dPlan, RunsAreLongWhereTheGpuIsFull) {
+  EXPECT_EQ(plan_causal_conv1d(65536, 1536, 8, 2, 132).run, 64);
+  EXPECT_EQ(plan_causal_conv1d(65536, 1536, 4, 2, 132).run, 128);
+  EXPECT_EQ(plan_causal_conv1d(2048, 1536, 8, 2, 132).run, 8);
 }
 
 }  // namespace

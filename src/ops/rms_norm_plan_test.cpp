@@ -8,32 +8,35 @@ namespace {
 TEST(RmsNormPlan, RowsFitTheirThreadsAndBlocksCoverTheRows) {
   for (int64_t tokens : {1, 2, 131, 132, 300, 65536, (1 << 20) + 1})
     for (int64_t d_model : {1, 7, 8, 16, 64, 72, 768, 1024, 1032, 2048, 2560, 5120, 8200, 16384})
-      for (int multiprocessors : {1, 132}) {
+      for (auto [multiprocessors, bf16_stream] : {std::pair{1, false}, {132, false}, {132, true}}) {
         SCOPED_TRACE(testing::Message() << tokens << " x " << d_model);
-        const RmsNormPlan plan = plan_rms_norm(tokens, d_model, true, multiprocessors);
-        if (d_model % kRmsVector != 0) {
-          EXPECT_EQ(plan.row_threads, 0);
+        const RmsNormPlan plan = plan_rms_norm(tokens, d_model, true, bf16_stream, multiprocessors);
+        EXPECT_EQ(plan.in_registers, d_model % kRmsVector == 0);
+        if (!plan.in_registers) {
           EXPECT_EQ(plan.fwd_blocks, tokens);
           continue;
         }
-        EXPECT_GE(int64_t{plan.row_threads} * kRmsVectors * kRmsVector, d_model);
-        EXPECT_LE(plan.row_threads * plan.block_rows, kRmsMaxThreads);
-        if (plan.block_rows > 1) {
-          EXPECT_EQ(32 % plan.row_threads, 0);  // a row within a warp
-        } else {
-          EXPECT_EQ(plan.row_threads % 32, 0);
+        for (auto [layout, vectors] :
+             {std::pair{plan.fwd, kRmsVectors}, {plan.bwd, plan.bwd_vectors}}) {
+          EXPECT_GE(int64_t{layout.threads} * vectors * kRmsVector, d_model);
+          EXPECT_LE(layout.threads * layout.block_rows, kRmsMaxThreads);
+          if (layout.block_rows > 1) {
+            EXPECT_EQ(32 % layout.threads, 0);  // a row within a warp
+          } else {
+            EXPECT_EQ(layout.threads % 32, 0);
+          }
         }
-        EXPECT_GE(plan.fwd_blocks * plan.block_rows, tokens);
-        EXPECT_LT((plan.fwd_blocks - 1) * plan.block_rows, tokens);
+        EXPECT_GE(plan.fwd_blocks * plan.fwd.block_rows, tokens);
+        EXPECT_LT((plan.fwd_blocks - 1) * plan.fwd.block_rows, tokens);
         EXPECT_GE(plan.bwd_blocks, 1);
-        EXPECT_LE(plan.bwd_blocks, plan.fwd_blocks);
+        EXPECT_LE((plan.bwd_blocks - 1) * plan.bwd.block_rows, tokens);
       }
 }
 
 TEST(RmsNormPlan, LongOrUnalignedRowsAreReadTwice) {
-  EXPECT_EQ(plan_rms_norm(10, 16384 + 8, true, 132).row_threads, 0);
-  EXPECT_EQ(plan_rms_norm(10, 768, false, 132).row_threads, 0);
-  EXPECT_EQ(plan_rms_norm(10, 768, false, 132).bwd_blocks, 10);
+  EXPECT_FALSE(plan_rms_norm(10, 16384 + 8, true, false, 132).in_registers);
+  EXPECT_FALSE(plan_rms_norm(10, 768, false, false, 132).in_registers);
+  EXPECT_EQ(plan_rms_norm(10, 768, false, false, 132).bwd_blocks, 10);
 }
 
 }  // namespace
