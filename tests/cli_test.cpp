@@ -49,8 +49,8 @@ TEST_F(Cli, TellsItsVersionAndHelp) {
   const ProgramResult version = run_krait({"--version"});
   EXPECT_EQ(version.status, 0);
   EXPECT_EQ(version.out, "krait 0.1.0\n");
-  for (const char* command : {"generate", "chat", "score", "eval", "train", "report", "info",
-                              "tokenize", "convert", "bench"}) {
+  for (const char* command : {"generate", "chat", "score", "eval", "train", "experiment", "report",
+                              "info", "tokenize", "convert", "bench"}) {
     const ProgramResult help = run_krait({command, "--help"});
     EXPECT_EQ(help.status, 0) << command;
     EXPECT_NE(help.out.find("Usage: krait " + std::string(command)), std::string::npos) << help.out;
@@ -293,6 +293,84 @@ TEST_F(Cli, SaysWhatItCanComputeWith) {
     with_device.insert(with_device.end(), {"--device", "cuda"});
     expect_failure(with_device, 1, {why});
   }
+}
+
+// A tiny experiment, in slices: results on stdout and in the folder.
+TEST_F(Cli, RunsAnExperiment) {
+  const std::string out = path("experiment");
+  const std::vector<std::string> arguments = {"experiment",
+                                              "induction-heads",
+                                              "--out",
+                                              out,
+                                              "--seeds",
+                                              "3,5",
+                                              "--steps",
+                                              "20",
+                                              "--length",
+                                              "16",
+                                              "-t",
+                                              "1",
+                                              "--d-model",
+                                              "16",
+                                              "--d-state",
+                                              "4",
+                                              "--max-test-length",
+                                              "128",
+                                              "--json",
+                                              "--eval-sequences",
+                                              "8",
+                                              "--test-sequences",
+                                              "8",
+                                              "--resume"};
+  std::vector<std::string> slice = arguments;
+  slice.insert(slice.end(), {"--seconds", "0.001", "--quiet"});
+  const ProgramResult first = run_krait(slice);
+  EXPECT_EQ(first.status, 0) << first.err;
+  EXPECT_EQ(first.err, "");
+  EXPECT_EQ(json::parse(first.out)["complete"], false);
+  const json r = output_of(arguments);
+  EXPECT_EQ(r["experiment"], "induction-heads");
+  EXPECT_EQ(r["complete"], true);
+  EXPECT_EQ(r["passed"], false);
+  ASSERT_EQ(r["runs"].size(), 2u);
+  EXPECT_EQ(r["runs"][1]["seed"], 5);
+  EXPECT_EQ(r["runs"][1]["steps"], 20);
+  ASSERT_EQ(r["runs"][1]["tests"].size(), 2u);
+  EXPECT_EQ(r["runs"][1]["tests"][1]["length"], 128);
+  for (const char* file : {"results.json", "table.md", "report.html", "seed-3/config.toml",
+                           "seed-5/metrics.jsonl", "seed-5/model/model.safetensors"})
+    EXPECT_TRUE(fs::exists(fs::path(out) / file)) << file;
+  EXPECT_EQ(output_of({"info", "-m", out + "/seed-5/model", "--json"})["config"]["hidden_size"],
+            16);
+  std::vector<std::string> control = arguments;
+  control.pop_back();
+  expect_failure(control, 1, {"seed-3", "--resume"});
+  control.insert(control.end(), {"--resume", "--no-selection"});
+  const ProgramResult other = run_krait(control);
+  EXPECT_EQ(other.status, 1);
+  EXPECT_NE(other.err.find("settings"), std::string::npos) << other.err;
+}
+
+TEST_F(Cli, RefusesExperimentsThatDoNotFit) {
+  const auto experiment = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"experiment"});
+    more.insert(more.end(), {"--out", path("x")});
+    return more;
+  };
+  expect_failure({"experiment", "induction-heads"}, 2, {"--out"});
+  expect_failure(experiment({}), 2, {"task"});
+  expect_failure(experiment({"sorting"}), 2, {"sorting"});
+  expect_failure(experiment({"induction-heads", "--data-tokens", "4"}), 2, {"--data-tokens"});
+  expect_failure(experiment({"selective-copying", "--max-position", "4"}), 2, {"--max-position"});
+  expect_failure(experiment({"induction-heads", "--seeds", "1,1"}), 2, {"--seeds"});
+  expect_failure(experiment({"induction-heads", "--seeds", "1,-1"}), 2, {"--seeds"});
+  expect_failure(experiment({"induction-heads", "--steps", "0"}), 1, {"--steps", "0"});
+  expect_failure(experiment({"induction-heads", "--lr", "-1"}), 1, {"--lr"});
+  expect_failure(experiment({"induction-heads", "--max-test-length", "9"}), 1,
+                 {"--max-test-length"});
+  EXPECT_FALSE(fs::exists(path("x")));
+  const std::string file = folder.file("file", "");
+  expect_failure({"experiment", "induction-heads", "--out", file, "--quiet"}, 1, {file});
 }
 
 TEST_F(Cli, NoticesAFullDisk) {

@@ -38,6 +38,7 @@ void add_chat_command(CLI::App& app, CommandList& out);
 void add_score_command(CLI::App& app, CommandList& out);
 void add_eval_command(CLI::App& app, CommandList& out);
 void add_train_command(CLI::App& app, CommandList& out);
+void add_experiment_command(CLI::App& app, CommandList& out);
 void add_report_command(CLI::App& app, CommandList& out);
 void add_info_command(CLI::App& app, CommandList& out);
 void add_tokenize_command(CLI::App& app, CommandList& out);

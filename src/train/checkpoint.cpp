@@ -257,6 +257,18 @@ void load_checkpoint(const Checkpoint& checkpoint, TrainableModel& model, Moment
   copies.write_back(model, moments, stream_state);
 }
 
+void export_model(const fs::path& checkpoint, const fs::path& run_folder) {
+  const fs::path model = run_folder / "model";
+  std::error_code error;
+  fs::create_directories(model, error);
+  if (error) throw Error("cannot create the folder: " + error.message(), model.string());
+  for (const char* name :
+       {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
+    if (fs::exists(checkpoint / name))
+      write_file_atomic(model / name, MappedFile(checkpoint / name).text());
+  }
+}
+
 void abandon_checkpoints(const fs::path& run_folder, int64_t step) {
   for (const int64_t later : list_checkpoints(run_folder)) {
     if (later <= step) continue;

@@ -46,13 +46,17 @@ std::string to_json(const StepMetrics& m) {
 }
 
 std::string to_json(const EvalMetrics& m) {
-  return line_of({{"step", m.step},
-                  {"tokens", m.tokens},
-                  {"val_loss", m.loss},
-                  {"perplexity", m.perplexity},
-                  {"bits_per_byte", m.bits_per_byte},
-                  {"val_tokens", m.scored_tokens},
-                  {"elapsed_s", std::round(m.elapsed_s * 1e3) / 1e3}});
+  nlohmann::ordered_json line = {
+      {"step", m.step}, {"tokens", m.tokens}, {"val_loss", m.loss}, {"perplexity", m.perplexity}};
+  if (m.accuracy) {
+    line["accuracy"] = *m.accuracy;
+    line["sequence_accuracy"] = m.sequence_accuracy.value_or(0);
+  } else {
+    line["bits_per_byte"] = m.bits_per_byte;
+  }
+  line["val_tokens"] = m.scored_tokens;
+  line["elapsed_s"] = std::round(m.elapsed_s * 1e3) / 1e3;
+  return line_of(line);
 }
 
 MetricsWriter::MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step,
@@ -78,7 +82,8 @@ void MetricsWriter::write(const EvalMetrics& m) {
   const std::array<std::pair<std::string, double>, 3> scalars = {
       {{"validation/loss", m.loss},
        {"validation/perplexity", m.perplexity},
-       {"validation/bits_per_byte", m.bits_per_byte}}};
+       m.accuracy ? std::pair<std::string, double>{"validation/accuracy", *m.accuracy}
+                  : std::pair<std::string, double>{"validation/bits_per_byte", m.bits_per_byte}}};
   tensorboard_.write(wall_time(), m.step, scalars);
 }
 

@@ -2,7 +2,8 @@
 // null).
 //   training    {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "elapsed_s"}
 //   validation  {"step", "tokens", "val_loss", "perplexity", "bits_per_byte", "val_tokens",
-//   "elapsed_s"}
+//   "elapsed_s"}; of a synthetic task (experiment.h) "accuracy" and "sequence_accuracy", and no
+//   "bits_per_byte"
 // loss and val_loss are means per predicted token, natural logarithm.
 #pragma once
 
@@ -27,6 +28,7 @@ struct EvalMetrics {
   double loss = 0, perplexity = 0, bits_per_byte = 0;
   int64_t scored_tokens = 0;
   double elapsed_s = 0;
+  std::optional<double> accuracy = {}, sequence_accuracy = {};  // of a synthetic task
 };
 
 std::string to_json(const StepMetrics& m);  // with the newline

@@ -22,8 +22,8 @@ using Row = std::vector<std::optional<double>>;
 
 constexpr std::array kStepKeys = {"step", "tokens",    "elapsed_s",   "loss",
                                   "lr",   "grad_norm", "tokens_per_s"};
-constexpr std::array kEvalKeys = {"step",     "tokens",     "elapsed_s",
-                                  "val_loss", "perplexity", "bits_per_byte"};
+constexpr std::array kEvalKeys = {"step",       "tokens",        "elapsed_s", "val_loss",
+                                  "perplexity", "bits_per_byte", "accuracy",  "sequence_accuracy"};
 constexpr size_t kMaxPoints = 4000;  // per curve; the page stays small and quick
 
 struct Run {

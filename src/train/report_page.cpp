@@ -66,6 +66,9 @@ const charts = [
   { title: "Gradient norm", note: "before clipping", height: 190, log: true, series: [{ from: "train", key: "grad_norm", label: "norm", smooth: true }] },
   { title: "Tokens per second", height: 190, zero: true, series: [{ from: "train", key: "tokens_per_s", label: "tokens/s", smooth: true }] },
 ];
+if (runs.some(r => r.eval.accuracy.some(v => v !== null)))  // of a synthetic task
+  charts.splice(1, 0, { title: "Accuracy", note: "share of right answers in validation", wide: true, height: 240, zero: true,
+    series: [{ from: "eval", key: "accuracy", label: "answers", dots: true }] });
 const colour = i => `var(--c${i % 8})`;
 const element = (tag, attributes = {}, text) => {
   const e = document.createElement(tag);

@@ -131,7 +131,6 @@ struct Trainer::Run {
   void evaluate();
   void sample();
   void save();
-  void export_model() const;
 };
 
 void Trainer::Run::begin(const std::string& resume) {
@@ -295,18 +294,6 @@ void Trainer::Run::save() {
   prune_checkpoints(folder.path(), config.train.keep_last);
 }
 
-void Trainer::Run::export_model() const {
-  const fs::path model = folder.path() / "model";
-  std::error_code error;
-  fs::create_directories(model, error);
-  if (error) throw Error("cannot create the folder: " + error.message(), model.string());
-  for (const char* name :
-       {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
-    if (fs::exists(checkpoint / name))
-      write_file_atomic(model / name, MappedFile(checkpoint / name).text());
-  }
-}
-
 Trainer::Trainer(const RunConfig& config, const fs::path& folder, const std::string& resume,
                  TrainerEvents events)
     : Trainer(config, folder, resume, std::move(events), engine_of_device(config.train.device)) {}
@@ -343,7 +330,7 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   TrainResult result;
   result.interrupted = !r.finished();
   r.save();
-  r.export_model();
+  export_model(r.checkpoint, r.folder.path());
   if (!result.interrupted) {
     r.evaluate();
     if (!t.sample_prompts.empty()) r.sample();
