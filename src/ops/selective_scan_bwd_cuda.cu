@@ -22,6 +22,7 @@ constexpr int kLaneStates = 4;            // of a block of kScanBwdStates
 constexpr int kUnit = kScanBwdUnit, kWarpChannels = kScanBwdWarpChannels;
 constexpr int kBlockStates = kScanBwdStates;
 constexpr int kTileStates = kTile * kBlockStates;
+constexpr int kSegment = static_cast<int>(kScanBwdSegment);
 static_assert(kRuns * kRunTokens == kTile);
 
 template <class T>
@@ -49,15 +50,15 @@ struct Args {
 
 // A sequence, or a segment of one; tokens counted over the batch.
 struct Piece {
-  int64_t begin, end, seq_begin, seq_end;
+  int begin, end, seq_begin;
   int64_t segment_slot;  // of the segment that ends at `end`
   int64_t state_row;     // of the pool of states
   bool first;            // segment of its sequence
   bool many;             // segments in its sequence
 };
 
-__device__ int64_t segment_slot(int64_t seq_begin, int sequence) {
-  return seq_begin / kScanBwdSegment + sequence;
+__device__ int64_t segment_slot(int seq_begin, int sequence) {
+  return seq_begin / kSegment + sequence;
 }
 
 template <class T>
@@ -66,11 +67,13 @@ __device__ bool find_piece(const Args<T>& a, int64_t index, Piece& p) {
   int sequence = static_cast<int>(index);
   if (a.cut)
     sequence = last_not_above(a.num_seqs, index, [=](int i) { return segment_slot(start[i], i); });
-  p.seq_begin = p.begin = start[sequence], p.seq_end = p.end = start[sequence + 1];
-  p.many = p.end - p.begin > kScanBwdSegment;
+  p.seq_begin = p.begin = start[sequence], p.end = start[sequence + 1];
+  p.many = p.end - p.begin > kSegment;
   if (a.cut) {
-    p.begin += (index - segment_slot(p.seq_begin, sequence)) * kScanBwdSegment;
-    p.end = min(p.end, p.begin + kScanBwdSegment);
+    const int64_t segment = index - segment_slot(p.seq_begin, sequence);
+    if (segment * kSegment >= p.end - p.begin) return false;
+    p.begin += static_cast<int>(segment) * kSegment;
+    p.end = min(p.end, p.begin + kSegment);
   }
   p.first = p.begin == p.seq_begin;
   p.segment_slot = index;
@@ -138,8 +141,7 @@ struct Block {
   ScanBwdShared at;
   int group, channel0, channels;  // of the block: first, and how many there are
   // The tile and the unit at hand.
-  int64_t t0;
-  int tokens, round, stage;
+  int t0, tokens, round, stage;
   bool many;  // segments in the sequence
 
   __device__ Block(const Args<T>& args, char* shared)
@@ -188,10 +190,10 @@ struct Block {
       if (r < count && column < width) f(r, column);
     }
   }
-  __device__ void fetch_input(int stage_, int input, const T* x, int64_t row_stride, int64_t t,
+  __device__ void fetch_input(int stage_, int input, const T* x, int64_t row_stride, int t,
                               int count, int first) const {
     const int width = min(kUnit, channels - first);
-    const T* from = x + t * row_stride + channel0 + first;
+    const T* from = x + int64_t{t} * row_stride + channel0 + first;
     T* to = tile(stage_, input);
     if (a.vector_rows) {
       for_own_quads(count, width, [&](int row, int column) {
@@ -207,14 +209,14 @@ struct Block {
   }
 
   // Starts to fetch u, dt, z, dy and the states before the tile of one unit.
-  __device__ void fetch(const Piece& p, int stage_, int64_t t, int round_) const {
-    const int count = static_cast<int>(min(int64_t{kTile}, p.end - t)), first = round_ * kUnit;
+  __device__ void fetch(const Piece& p, int stage_, int t, int round_) const {
+    const int count = min(kTile, p.end - t), first = round_ * kUnit;
     fetch_input(stage_, kDt, a.dt, a.dt_row, t, count, first);
     fetch_input(stage_, kU, a.u, a.u_row, t, count, first);
     fetch_input(stage_, kGradY, a.dy, a.dy_row, t, count, first);
     if (a.z) fetch_input(stage_, kZ, a.z, a.z_row, t, count, first);
     const int64_t plane = int64_t{a.d_inner} * a.d_state;
-    const float* from = t > p.seq_begin ? a.saved + (t / kScanChunk - 1) * plane
+    const float* from = t > p.seq_begin ? a.saved + (t / kTile - 1) * plane
                         : a.state       ? a.state + p.state_row * plane
                                         : nullptr;
     if (from) from += int64_t{channel0 + first} * a.d_state;
@@ -240,7 +242,7 @@ struct Block {
     return reinterpret_cast<T*>(memory + at.fetched_bc) + (stage_ * 2 + which) * kTileStates +
            i * 4;
   }
-  __device__ void fetch_bc(int stage_, int64_t t, int count) const {
+  __device__ void fetch_bc(int stage_, int t, int count) const {
 #pragma unroll
     for (int k = 0; k < kTileStates / 4 / kScanBwdThreads; ++k) {
       const int i = static_cast<int>(threadIdx.x) + k * kScanBwdThreads, row = bc_token(i);
@@ -270,8 +272,8 @@ struct Block {
     for (int i = static_cast<int>(threadIdx.x); i < kTileStates / 4; i += kScanBwdThreads) {
       const int t = bc_token(i), n = block_state + bc_state(i);
       float* to = floats(at.bc) + i * 4;
-      load_four(to, a.B + (t0 + t) * a.B_row + group * a.B_group, n, t);
-      load_four(to + kTileStates, a.C + (t0 + t) * a.C_row + group * a.C_group, n, t);
+      load_four(to, a.B + int64_t{t0 + t} * a.B_row + group * a.B_group, n, t);
+      load_four(to + kTileStates, a.C + int64_t{t0 + t} * a.C_row + group * a.C_group, n, t);
     }
   }
   __device__ void load_four(float* to, const T* from, int n, int t) const {
@@ -385,13 +387,6 @@ struct Block {
     float* begin = is_back
                        ? floats(at.carry) + c
                        : first_states(stage) + (warp() * kWarpChannels + i) * a.padded_states + n;
-    if (many && is_back) {
-      float zero = floats(at.zero)[c];
-#pragma unroll
-      for (int k = 0; k < kRuns; ++k)
-        zero = fmaf(decays[k * kRow + lane()], zero, ends[k * kRow + lane()]);
-      floats(at.zero)[c] = zero;
-    }
     float x = *begin, end[kRuns], decay[kRuns];
 #pragma unroll
     for (int k = 0; k < kRuns; ++k)
@@ -400,6 +395,12 @@ struct Block {
     for (int k = 0; k < kRuns; ++k) {
       ends[k * kRow + lane()] = x;
       x = fmaf(decay[k], x, end[k]);
+    }
+    if (many && is_back) {
+      float zero = floats(at.zero)[c];
+#pragma unroll
+      for (int k = 0; k < kRuns; ++k) zero = fmaf(decay[k], zero, end[k]);
+      floats(at.zero)[c] = zero;
     }
     if (is_back) *begin = x;
     __syncwarp();
@@ -417,7 +418,7 @@ struct Block {
     load_run(delta, quantity(i, kDelta));
     load_run(du, quantity(i, kDeltaU));
 #pragma unroll
-    for (int s = 0; s < 4; ++s) h[s] = g[s] = 0;
+    for (int s = 0; s < 4; ++s) g[s] = 0;
 #pragma unroll
     for (int j = 0; j < kRunTokens; ++j) {
       const float4 B4 = load4(bc_of(0, j));
@@ -427,7 +428,7 @@ struct Block {
       for (int s = 0; s < 4; ++s) {
         a_bar[j][s] = exp2_approx(delta[j] * A[s]);
         x[j][s] = du[j] * B[s];
-        h[s] = fmaf(a_bar[j][s], h[s], x[j][s]);
+        h[s] = j == 0 ? x[j][s] : fmaf(a_bar[j][s], h[s], x[j][s]);
       }
     }
     load_run(dy, quantity(i, kDy));
@@ -491,6 +492,12 @@ struct Block {
       store4(to + 8 * kTile, w[0], w[1], w[2], w[3]);
     }
     add_over_states(i, block_state > 0);
+    if (a.padded_states == kBlockStates) {
+      float* sums = floats(at.dA) + (channel(i) * 32 + lane()) * 4;
+      const float4 sum = load4(sums);
+      store4(sums, sum.x + dA[0], sum.y + dA[1], sum.z + dA[2], sum.w + dA[3]);
+      return;
+    }
     fold<4>(dA, 1);
     fold<2>(dA, 2);
     dA[0] += __shfl_xor_sync(~0u, dA[0], 4);
@@ -573,7 +580,7 @@ struct Block {
 
   __device__ void store_output(int input, T* x, int64_t row_stride) const {
     const int first = round * kUnit, width = min(kUnit, channels - first);
-    T* to = x + t0 * row_stride + channel0 + first;
+    T* to = x + int64_t{t0} * row_stride + channel0 + first;
     const T* from = tile(stage, input);
     if (a.vector_rows) {
       for_own_quads(tokens, width, [&](int row, int column) {
@@ -595,18 +602,20 @@ struct Block {
     if (a.dz) store_output(kZ, a.dz, a.dz_row);
   }
 
-  // Sums dB or dC over the warps, then over the block's units; the last one's go to memory.
-  __device__ void add_over_warps(const float (&x)[kRunTokens][4], int which,
-                                 int block_state) const {
-    float* parts = floats(at.exchange);
-    __syncthreads();  // the exchange memory is no longer in use
+  // A warp's dB or dC of a unit, for add_parts.
+  __device__ void put_part(float* parts, const float (&x)[kRunTokens][4]) const {
 #pragma unroll
     for (int j = 0; j < kRunTokens; ++j)
       store4(parts + warp() * kTileStates + (j * 32 + lane()) * 4, x[j][0], x[j][1], x[j][2],
              x[j][3]);
-    __syncthreads();  // every warp's part is there
-    float* out = (which == 0 ? a.dB : a.dC) + int64_t{blockIdx.x} * a.tokens * a.d_state;
-    for (int i = static_cast<int>(threadIdx.x); i < kTileStates / 4; i += kScanBwdThreads) {
+  }
+  // Sums dB (which = 0) or dC over the warps, then over the block's units; the last one's go to
+  // memory.
+  __device__ void add_parts(const float* parts, int which, int block_state) const {
+    float* out = (which == 0 ? a.dB : a.dC) + (blockIdx.x * a.tokens + t0) * a.d_state;
+#pragma unroll
+    for (int k = 0; k < kTileStates / 4 / kScanBwdThreads; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * kScanBwdThreads;
       float4 sum = load4(parts + i * 4);
 #pragma unroll
       for (int w = 1; w < kScanBwdWarps; ++w) {
@@ -622,9 +631,9 @@ struct Block {
         store4(before, sum.x, sum.y, sum.z, sum.w);
         continue;
       }
-      const int t = i % kRuns * kRunTokens + i / 32, n = block_state + i / kRuns % 4 * 4;
+      const int t = bc_token(i), n = block_state + bc_state(i);
       if (t >= tokens || n >= a.d_state) continue;
-      float* to = out + (t0 + t) * a.d_state + n;
+      float* to = out + t * a.d_state + n;
       if (a.d_state % 4 == 0) {
         store4(to, sum.x, sum.y, sum.z, sum.w);
       } else {
@@ -636,25 +645,53 @@ struct Block {
     }
   }
 
-  // A unit of the tile, all its states.
-  __device__ void unit_gradients() const {
-    prepare();
+  // A unit of the tile with one block of states.
+  __device__ void unit_of_one_block() const {
+    __syncwarp();  // delta, delta u, dy are there
+    float dB[kRunTokens][4] = {}, dC[kRunTokens][4] = {}, C[kRunTokens][4];
+    load_C(C);
+#pragma unroll 1
+    for (int i = 0; i < kWarpChannels; ++i) channel_gradients(dB, dC, C, i, 0);
+    __syncwarp();  // the sums over states are there
+    finish();
+    float* parts = floats(at.tokens);
+    __syncthreads();  // outputs are there, the arrays of tokens and the exchange memory are free
+    put_part(parts, dB);
+    put_part(parts + kScanBwdWarps * kTileStates, dC);
+    store_outputs();
+    __syncthreads();  // every warp's part is there
+    add_parts(parts, 0, 0);
+    add_parts(parts + kScanBwdWarps * kTileStates, 1, 0);
+  }
+  __device__ void unit_of_many_blocks() const {
     for (int block_state = 0; block_state < a.padded_states; block_state += kBlockStates) {
-      if (a.padded_states > kBlockStates) {
-        __syncthreads();  // B and C are no longer in use
-        load_bc(block_state);
-        __syncthreads();  // B and C are there
-      } else {
-        __syncwarp();  // delta, delta u, dy are there
-      }
+      __syncthreads();  // B and C are no longer in use
+      load_bc(block_state);
+      __syncthreads();  // B and C are there
       float dB[kRunTokens][4] = {}, dC[kRunTokens][4] = {}, C[kRunTokens][4];
       load_C(C);
 #pragma unroll 1
       for (int i = 0; i < kWarpChannels; ++i) channel_gradients(dB, dC, C, i, block_state);
-      add_over_warps(dB, 0, block_state);
-      add_over_warps(dC, 1, block_state);
+      float* parts = floats(at.exchange);
+      __syncthreads();  // the exchange memory is free
+      put_part(parts, dB);
+      __syncthreads();  // every warp's part is there
+      add_parts(parts, 0, block_state);
+      __syncthreads();  // the parts have been read
+      put_part(parts, dC);
+      __syncthreads();  // every warp's part is there
+      add_parts(parts, 1, block_state);
     }
     finish();
+    __syncthreads();  // outputs are there
+    store_outputs();
+  }
+  __device__ void unit_gradients() const {
+    prepare();
+    if (a.padded_states == kBlockStates)
+      unit_of_one_block();
+    else
+      unit_of_many_blocks();
   }
 
   // What flows back through the tile of a unit, and nothing else.
@@ -738,9 +775,11 @@ struct Block {
     for_each_state(a.rounds * kUnit, [&](int i, int c, int n) {
       const bool exists = c < channels && n < a.d_state;
       floats(at.A)[i] = exists ? a.A[int64_t{channel0 + c} * a.d_state + n] * kLog2E : 0.f;
-      floats(at.dA)[i] = 0;
     });
     const int all = a.rounds * kUnit;
+    for (int i = static_cast<int>(threadIdx.x); i < all * scan_bwd_dA_width(a.padded_states);
+         i += kScanBwdThreads)
+      floats(at.dA)[i] = 0;
     for (int i = static_cast<int>(threadIdx.x); i < 2 * all; i += kScanBwdThreads) {
       const float* from = i < all ? a.dt_bias : a.D;
       floats(at.constants)[i] = from && i % all < channels ? from[channel0 + i % all] : 0.f;
@@ -750,11 +789,19 @@ struct Block {
     for_each_state(a.stages * kUnit, [&](int i, int, int) { floats(at.first)[i] = 0; });
     __syncthreads();  // before what is fetched
   }
+  __device__ float sum_dA(int i, int c, int n) const {
+    if (a.padded_states > kBlockStates) return floats(at.dA)[i];
+    const float* lanes = floats(at.dA) + (c * 32 + n / 4 * kRuns) * 4 + n % 4;
+    float sum = 0;
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) sum += lanes[r * 4];
+    return sum;
+  }
   __device__ void end() const {
     __syncthreads();  // the sums are there
     for_each_state(channels, [&](int i, int c, int n) {
       if (n < a.d_state)
-        a.dA[(int64_t{blockIdx.y} * a.d_inner + channel0 + c) * a.d_state + n] = floats(at.dA)[i];
+        a.dA[(int64_t{blockIdx.y} * a.d_inner + channel0 + c) * a.d_state + n] = sum_dA(i, c, n);
     });
     for (int c = static_cast<int>(threadIdx.x); c < channels; c += kScanBwdThreads)
       for (int k = 0; k < 2; ++k)
@@ -767,18 +814,13 @@ template <class T, bool kCarryOnly>
 __device__ void walk(Block<T>& block, const Piece& p) {
   const Args<T>& a = block.a;
   const int rounds = block.rounds();
-  const int steps = static_cast<int>((p.end - p.begin + kTile - 1) / kTile) * rounds;
   block.many = p.many;
-  const auto tile_begin = [&](int step) {
-    return p.begin + ((p.end - p.begin - 1) / kTile - step / rounds) * kTile;
-  };
+  block.t0 = p.begin + (p.end - p.begin - 1) / kTile * kTile;
+  block.round = block.stage = 0;
   block.begin_piece(p, kCarryOnly);
-  if (a.stages > 1) block.fetch(p, 0, tile_begin(0), 0);
-  for (int step = 0; step < steps; ++step) {
-    block.t0 = tile_begin(step);
-    block.tokens = static_cast<int>(min(int64_t{kTile}, p.end - block.t0));
-    block.round = step % rounds;
-    block.stage = step % a.stages;
+  if (a.stages > 1) block.fetch(p, 0, block.t0, 0);
+  while (block.t0 >= p.begin) {
+    block.tokens = min(kTile, p.end - block.t0);
     if (a.stages == 1) {
       __syncthreads();  // the tile has been stored
       block.fetch(p, 0, block.t0, block.round);
@@ -790,20 +832,21 @@ __device__ void walk(Block<T>& block, const Piece& p) {
       else
         block.load_bc(0);
     }
-    __syncthreads();  // inputs, B and C are there; the other stage has been stored
-    if (a.stages > 1 && step + 1 < steps)
-      block.fetch(p, (step + 1) % 2, tile_begin(step + 1), (step + 1) % rounds);
+    __syncthreads();  // inputs, B and C are there; the other stage and the parts are free
+    const bool tile_ends = block.round + 1 == rounds;
+    const int next_t0 = tile_ends ? block.t0 - kTile : block.t0;
+    const int next_round = tile_ends ? 0 : block.round + 1;
+    if (a.stages > 1 && next_t0 >= p.begin) block.fetch(p, block.stage ^ 1, next_t0, next_round);
     if constexpr (kCarryOnly) {
       block.unit_carry();
       __syncthreads();  // B and C are no longer in use
     } else {
       block.unit_gradients();
-      __syncthreads();  // every warp's outputs are there
-      block.store_outputs();
-      const bool boundary = (block.t0 - p.seq_begin) % kScanBwdSegment == 0;
-      if (boundary && !a.cut && block.t0 > p.seq_begin && block.round + 1 == rounds)
-        block.next_segment();
+      const bool boundary = (block.t0 - p.seq_begin) % kSegment == 0;
+      if (boundary && tile_ends && !a.cut && block.t0 > p.seq_begin) block.next_segment();
     }
+    block.t0 = next_t0, block.round = next_round;
+    if (a.stages > 1) block.stage ^= 1;
   }
   block.end_piece(p, kCarryOnly);
 }
@@ -811,7 +854,7 @@ __device__ void walk(Block<T>& block, const Piece& p) {
 // Grid: plan.blocks x plan.walkers; a block owns the channels of its units, and walks every
 // walkers-th sequence (or segment) backwards in time, tile by tile, unit by unit.
 template <class T, bool kCarryOnly>
-__global__ void __launch_bounds__(kScanBwdThreads, 2)
+__global__ void __launch_bounds__(kScanBwdThreads, kScanBwdBlocksPerMultiprocessor)
     selective_scan_bwd_tiles(const __grid_constant__ Args<T> a) {
   extern __shared__ char memory[];
   Block<T> block(a, memory);

@@ -19,6 +19,7 @@ inline constexpr int kScanBwdWarpChannels = 4;
 inline constexpr int kScanBwdUnit = kScanBwdWarps * kScanBwdWarpChannels;
 inline constexpr int kScanBwdStates = 16;
 inline constexpr int kScanBwdChainThreads = 128;
+inline constexpr int kScanBwdBlocksPerMultiprocessor = 2;  // of at most 255 registers a thread
 // dB and dC are summed over channels as a tree that no plan changes: within a unit, then over the
 // kScanBwdPair units of a pair, then over pairs. So rounds is 1 or kScanBwdPair.
 inline constexpr int kScanBwdPair = 2;
@@ -26,7 +27,7 @@ inline constexpr int kScanBwdPair = 2;
 // put together from exp(A sum of delta) times what flows into the segment behind, and what that
 // segment gives from zero. So segments may run side by side or one after the other, with the same
 // bits. Segment j of sequence s has slot start_s / kScanBwdSegment + s + j, all of them distinct.
-inline constexpr int64_t kScanBwdSegment = 1024;
+inline constexpr int64_t kScanBwdSegment = 512;
 
 struct ScanBwdShape {
   int64_t tokens, num_seqs, d_inner, d_state, n_groups;
@@ -66,7 +67,7 @@ struct ScanBwdShared {
   int carry;       // (channels, padded_states) f32: gradient that flows into the tile from behind
   int zero;        // (channels, padded_states) f32: the same, had it been zero behind the segment
   int behind;      // (channels, padded_states) f32: what flowed into the segment
-  int dA;          // (channels, padded_states) f32
+  int dA;          // (channels, scan_bwd_dA_width) f32
   int sums;        // (3, channels) f32: dD, ddt_bias, delta of the segment
   int constants;   // (2, channels) f32: dt_bias, D
   int fetched_bc;  // (stages, 2, kScanChunk * kScanBwdStates) T: B, C as fetched, if d_state <= 16
@@ -79,6 +80,11 @@ struct ScanBwdShared {
 
 // Elements from one row of a tile to the next: four beyond a unit, for few bank conflicts.
 inline constexpr int kScanBwdPitch = kScanBwdUnit + 4;
+
+// Floats that a channel's dA takes: sums of the lanes, (32, 4), or of all of them.
+constexpr int scan_bwd_dA_width(int padded_states) {
+  return padded_states == kScanBwdStates ? 128 : padded_states;
+}
 
 constexpr ScanBwdShared scan_bwd_shared(int rounds, int padded_states, int stages,
                                         size_t element_bytes) {
@@ -95,7 +101,7 @@ constexpr ScanBwdShared scan_bwd_shared(int rounds, int padded_states, int stage
   s.zero = s.carry + by_state;
   s.behind = s.zero + by_state;
   s.dA = s.behind + by_state;
-  s.sums = s.dA + by_state;
+  s.sums = s.dA + channels * scan_bwd_dA_width(padded_states) * kFloat;
   s.constants = s.sums + 3 * channels * kFloat;
   s.fetched_bc = s.constants + 2 * channels * kFloat;
   s.bc = s.fetched_bc + (padded_states == kScanBwdStates
