@@ -157,8 +157,10 @@ void Experiment::Run::read_result() {
 
 void Experiment::Run::begin_step() {
   const int64_t step = ++state.step, length = length_at(step);
-  make_batch(settings.task, length, settings.batch_size * settings.task.length / length,
-             settings.seed, Purpose::training, step, batch);
+  const TaskSettings& task = settings.task;
+  // Of a curriculum's shorter sequences more, so that the work of a step stays the same.
+  const int64_t count = settings.batch_size * task.tokens_of(task.length) / task.tokens_of(length);
+  make_batch(task, length, count, settings.seed, Purpose::training, step, batch);
   const auto targets = static_cast<double>(batch.target_count);
   const double lr = learning_rate(step);
   learner.accumulate(batch, 1.0 / targets, nullptr);
