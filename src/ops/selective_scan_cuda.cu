@@ -14,9 +14,10 @@ namespace krait::cuda {
 namespace {
 
 struct Args {
-  const void *u, *dt, *z, *B, *C;  // z: null without a gate
+  const void *u, *dt, *z, *B, *C;
   void* y;
   int64_t u_row, dt_row, z_row, B_row, C_row, y_row;  // in elements
+  int64_t u_step, dt_step, z_step, y_step;            // in bytes, from a warp's step to the next
   int64_t B_group, C_group;
   const float *A, *D, *dt_bias;  // D, dt_bias: null when none
   float *state, *saved;          // null when none
@@ -25,8 +26,8 @@ struct Args {
   const int32_t *seq_start, *slot;
   int num_seqs, d_inner, d_state;
   int group_width, group_blocks, channel_blocks;
-  bool vector_rows;    // u, dt, z, y may be read four channels at a time
-  bool vector_states;  // B and C likewise
+  bool gated;          // z is there; else z is as u
+  bool vector_states;  // B and C may be read four states at a time
   bool vector_saved;   // A, state, saved likewise
 };
 
@@ -59,35 +60,35 @@ __device__ Piece find_piece(const Args& a, Mode mode, int64_t index) {
   return p;
 }
 
+template <class T, int V>
+__device__ void insert(Packed<T, V>& vector, int i, uint32_t word) {
+  if constexpr (sizeof(T) == 4)
+    vector.word[i] = word;
+  else
+    vector.word[i / 2] |= word << (i % 2 * 16);  // into zeros
+}
+
 // Up to four neighbouring elements, `count` of them there.
-template <class T>
-__device__ Packed<T, 4> load_quad(const T* p, int count, bool vector) {
+template <bool kVector, class T>
+__device__ Packed<T, 4> load_quad(const T* p, int count) {
   Packed<T, 4> out{};
-  if (vector) {
+  if constexpr (kVector) {
     if (count > 0) out = load_packed<4>(p);
-    return out;
-  }
+  } else {
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (i < count) {
-      const uint32_t word = load_packed<1>(p + i).word[0];
-      if constexpr (sizeof(T) == 4)
-        out.word[i] = word;
-      else
-        out.word[i / 2] |= word << (i % 2 * 16);
-    }
+    for (int i = 0; i < 4; ++i)
+      if (i < count) insert(out, i, load_packed<1>(p + i).word[0]);
+  }
   return out;
 }
 
 template <class T>
-__device__ void store_quad(T* p, const Floats<4>& x, int count, bool vector) {
-  if (vector) {
-    if (count > 0) store_vector<4>(p, x);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (i < count) store_vector<1>(p + i, Floats<1>{{x[i]}});
+__device__ const T* behind(const T* p, int64_t bytes) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(p) + bytes);
+}
+template <class T>
+__device__ T* behind(T* p, int64_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<char*>(p) + bytes);
 }
 
 // A lane's states of one channel in memory of (.., d_inner, d_state).
@@ -135,47 +136,62 @@ __device__ float sum_of_pairs(const float (&h)[S], const float (&c)[S]) {
   return p[0];
 }
 
-// Sums of y[0..3] over a channel's L lanes, as a tree over neighbours: lane i gets that of token i
-// % 4.
-template <int L>
-__device__ float sum_lanes(const float (&y)[4], int lane) {
-  const bool odd = lane & 1, high = lane & 2;
-  const float even_tokens = odd ? y[1] : y[0], give0 = odd ? y[0] : y[1];
-  const float odd_tokens = odd ? y[3] : y[2], give1 = odd ? y[2] : y[3];
-  const float low = even_tokens + __shfl_xor_sync(~0u, give0, 1);  // token 0 or 1
-  const float up = odd_tokens + __shfl_xor_sync(~0u, give1, 1);    // token 2 or 3
-  float sum = (high ? up : low) + __shfl_xor_sync(~0u, high ? low : up, 2);
+// Sums of y[0..R) over a channel's L lanes, as a tree over neighbours; lane i gets that of token
+// i % R.
+template <int L, int R, int kDistance>
+__device__ float sum_lanes(float (&y)[R], int lane) {
 #pragma unroll
-  for (int d = 4; d < L; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
-  return sum;
+  for (int d = 1; d < R; d *= 2) {
+    const bool odd = lane & d;
+#pragma unroll
+    for (int i = 0; i < R / (2 * d); ++i) {
+      const float keep = odd ? y[2 * i + 1] : y[2 * i], give = odd ? y[2 * i] : y[2 * i + 1];
+      y[i] = keep + __shfl_xor_sync(~0u, give, d * kDistance);
+    }
+  }
+#pragma unroll
+  for (int d = R; d < L; d *= 2) y[0] += __shfl_xor_sync(~0u, y[0], d * kDistance);
+  return y[0];
 }
 
+// The layout of a block. A warp scans 32 / L channels by itself, kStep tokens at a time. Each of a
+// step's (token, channel) belongs to one lane, which reads its u, dt and z, computes delta and the
+// gate, and writes y; through shared memory it hands delta to the channel's lanes and gets the sum
+// over states from them. Only B and C are shared by the block's warps.
 template <class T, int L, int S, int kChannels, bool kOutput>
 struct Tile {
-  static constexpr int kThreads = L * kChannels, kStates = L * S;
-  static constexpr int kTokens = kStates > 64 ? 16 : 32;
-  static constexpr int kQuads = kChannels / 4;  // of channels, in a row
-  static constexpr int kRowsAtOnce = kThreads / kQuads;
-  static constexpr int kItems = (kTokens + kRowsAtOnce - 1) / kRowsAtOnce;
+  static constexpr int kThreads = L * kChannels, kStates = L * S, kWarps = kThreads / 32;
+  static constexpr int kStep = kStates > 128 ? 4 : 8;  // tokens
+  static constexpr int kWarpChannels = 32 / L;
+  static constexpr int kOwn = L < kStep ? kStep / L : 1;  // channels of a lane, of one token
+  static constexpr int kOwners = kWarpChannels / kOwn;    // lanes that share a token
+  static constexpr int kSummed = L < kStep ? L : kStep;   // tokens summed over lanes at once
+  static constexpr int kPairRow = 2 * kStep + 4;          // floats; 4: rows start in other banks
+  static constexpr int kYRow = kWarpChannels + kWarpChannels / 2;  // 3/2: tokens of a channel too
+  static constexpr int kTokens = kStates <= 16 ? 64 : 4096 / (kStates < 128 ? 128 : 2 * kStates);
   static constexpr int kVectors = kOutput ? 2 : 1;  // B, and C when there is output
-  static constexpr int kStateQuads = kVectors * kStates / 4;
-  static constexpr int kStateItems = (kTokens * kStateQuads + kThreads - 1) / kThreads;
-  static constexpr int kStateRow = kVectors * kStates;
-  static constexpr int kYRow = kChannels + (L == 4 ? 8 : 4);  // no two of a warp's y in one bank
+  static constexpr int kRowQuads = kVectors * kStates / 4;
+  static constexpr int kQuads = kTokens * kRowQuads / kThreads;  // of a thread
+  static_assert(kTokens * kRowQuads % kThreads == 0);
 
-  // Kept by every thread for its kItems quads of channels: this tile's u and z, until y is there,
-  // and all of the next tile's inputs, which are fetched while this one is scanned.
-  struct Raw {
-    Packed<T, 4> u[kItems], dt[kItems], z[kItems], bc[kStateItems];
+  // Which of its channel's lanes, and which of its warp's channels, a thread has.
+  // Eight neighbouring threads have the same states, so that they read the same 16 bytes of B and
+  // C.
+  static __device__ int lane_of() { return threadIdx.x % 32 / kWarpChannels; }
+  static __device__ int channel_of() { return threadIdx.x % kWarpChannels; }
+
+  // What a warp's lanes exchange; two steps of each, one read while the other is written.
+  struct Exchange {
+    float pair[2][kWarpChannels][kPairRow];                  // delta, delta u
+    float y[2][kOutput ? kStep : 1][kYRow < 4 ? 4 : kYRow];  // sums over states
   };
   struct Shared {
-    float2 delta[kTokens][kChannels];  // delta, delta u
-    float bc[kTokens][kStateRow];      // see place()
-    float y[kOutput ? kTokens : 1][kYRow];
+    float bc[2][kTokens][kVectors * kStates];  // two tiles; see place()
+    Exchange warp[kWarps];
   };
 
-  // Where the quad of states n.. of B (which = 0) or C (1) lies in a row of Shared::bc, so that a
-  // warp's 16-byte reads touch each bank once. S = 2: B and C of a lane side by side.
+  // Where states n.. of B (which = 0) or C (1) lie in a row of Shared::bc, so that a warp's 16-byte
+  // reads touch each bank once. S = 2: B and C of a lane side by side.
   static __device__ int place(int which, int n) {
     if constexpr (S >= 4)
       return ((which * (S / 4) + n % S / 4) * L + n / S) * 4;
@@ -183,57 +199,29 @@ struct Tile {
       return n * kVectors + which * 2;
   }
 
-  static __device__ void fetch(Raw& raw, const Args& a, int64_t t0, int64_t end, int c, int c_end,
-                               int group) {
-    const int row = threadIdx.x / kQuads, count = c_end - c;
+  struct Quads {
+    Packed<T, 4> q[kQuads];
+  };
+  template <bool kVector>
+  static __device__ void fetch_bc(Quads& raw, const Args& a, int64_t t0, int64_t end, int group) {
+    const T* B = static_cast<const T*>(a.B) + group * a.B_group;
+    const T* C = static_cast<const T*>(a.C) + group * a.C_group;
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int64_t t = t0 + row + i * kRowsAtOnce;
-      const bool there = t < end && row + i * kRowsAtOnce < kTokens;
-      const int n = there ? count : 0;
-      raw.u[i] = load_quad(static_cast<const T*>(a.u) + t * a.u_row + c, n, a.vector_rows);
-      raw.dt[i] = load_quad(static_cast<const T*>(a.dt) + t * a.dt_row + c, n, a.vector_rows);
-      if (kOutput && a.z)
-        raw.z[i] = load_quad(static_cast<const T*>(a.z) + t * a.z_row + c, n, a.vector_rows);
-    }
-#pragma unroll
-    for (int i = 0; i < kStateItems; ++i) {
-      const int index = threadIdx.x + i * kThreads, quad = index % kStateQuads;
+    for (int i = 0; i < kQuads; ++i) {
+      const int index = threadIdx.x + i * kThreads, quad = index % kRowQuads;
       const int which = quad / (kStates / 4), n = quad % (kStates / 4) * 4;
-      const int64_t t = t0 + index / kStateQuads;
-      const bool there = t < end && index < kTokens * kStateQuads;
-      const T* p = which == 0 ? static_cast<const T*>(a.B) + t * a.B_row + group * a.B_group
-                              : static_cast<const T*>(a.C) + t * a.C_row + group * a.C_group;
-      raw.bc[i] = load_quad(p + n, there ? a.d_state - n : 0, a.vector_states);
+      const int64_t t = t0 + index / kRowQuads;
+      const T* p = which == 0 ? B + t * a.B_row : C + t * a.C_row;
+      raw.q[i] = load_quad<kVector>(p + n, t < end ? a.d_state - n : 0);
     }
   }
-
-  // Past the piece's end delta is 0, so that the state stays as it is.
-  static __device__ void stage(Shared& shared, const Raw& raw, const Floats<4>& bias, int tokens) {
-    const int row = threadIdx.x / kQuads, quad = threadIdx.x % kQuads;
+  static __device__ void stage_bc(float (&bc)[kTokens][kVectors * kStates], const Quads& raw) {
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int t = row + i * kRowsAtOnce;
-      const Floats<4> u = unpack(raw.u[i]), dt = unpack(raw.dt[i]);
-      float4 pair[2];
-      float* out = reinterpret_cast<float*>(pair);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        out[2 * k] = t < tokens ? softplus(dt[k] + bias[k]) : 0.f;
-        out[2 * k + 1] = out[2 * k] * u[k];
-      }
-      if (t < kTokens) {
-        float4* to = reinterpret_cast<float4*>(&shared.delta[t][quad * 4]);
-        to[0] = pair[0], to[1] = pair[1];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kStateItems; ++i) {
-      const int index = threadIdx.x + i * kThreads, quad_n = index % kStateQuads;
-      if (index >= kTokens * kStateQuads) break;
-      const int which = quad_n / (kStates / 4), n = quad_n % (kStates / 4) * 4;
-      float* to = &shared.bc[index / kStateQuads][0];
-      const Floats<4> x = unpack(raw.bc[i]);
+    for (int i = 0; i < kQuads; ++i) {
+      const int index = threadIdx.x + i * kThreads, quad = index % kRowQuads;
+      const int which = quad / (kStates / 4), n = quad % (kStates / 4) * 4;
+      float* to = bc[index / kRowQuads];
+      const Floats<4> x = unpack(raw.q[i]);
       if constexpr (S >= 4) {
         *reinterpret_cast<float4*>(to + place(which, n)) = make_float4(x[0], x[1], x[2], x[3]);
       } else {
@@ -243,7 +231,7 @@ struct Tile {
     }
   }
 
-  static __device__ void read_states(float (&b)[S], float (&c)[S], const float* row, int lane) {
+  static __device__ void read_bc(float (&b)[S], float (&c)[S], const float* row, int lane) {
     if constexpr (S == 2 && kOutput) {
       const float4 x = *reinterpret_cast<const float4*>(row + place(0, lane * S));
       b[0] = x.x, b[1] = x.y, c[0] = x.z, c[1] = x.w;
@@ -263,65 +251,156 @@ struct Tile {
     }
   }
 
-  // h: the state; g (kFromZero): the state had it been zero at the segment's start; sum: of delta.
+  // Where a lane is: its own token of the next step to fetch, and its own channels.
+  struct Lane {
+    const T *u, *dt, *z;
+    T* y;        // two steps before
+    int left;    // from its own token of the step that is scanned to the piece's end
+    int due;     // the same of the step before, whose y is to be written; 0: none
+    bool there;  // its channels are
+    float D[kOwn], bias[kOwn];
+  };
+  // A lane's own elements of a step.
+  struct Own {
+    Packed<T, kOwn> u, dt, z;
+  };
+
+  static __device__ void fetch_own(Own& own, Lane& at, const Args& a, int left) {
+    own.u = own.dt = own.z = Packed<T, kOwn>{};
+    if (left > 0 && at.there) {
+      own.u = load_packed<kOwn>(at.u), own.dt = load_packed<kOwn>(at.dt);
+      if (kOutput) own.z = load_packed<kOwn>(at.z);
+    }
+    at.u = behind(at.u, a.u_step), at.dt = behind(at.dt, a.dt_step), at.z = behind(at.z, a.z_step);
+  }
+  // delta and delta u of own elements. Past the piece's end delta is 0, so that the state stays as
+  // it is.
+  struct Deltas {
+    float2 pair[kOwn];
+  };
+  static __device__ Deltas deltas(const Own& own, const Lane& at, int left) {
+    const Floats<kOwn> u = unpack(own.u), dt = unpack(own.dt);
+    Deltas out;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      float delta = softplus(dt[i] + at.bias[i]);
+      if (left <= 0) delta = 0;
+      out.pair[i] = make_float2(delta, delta * u[i]);
+    }
+    return out;
+  }
+  static __device__ void hand_over(float (*pair)[kPairRow], const Deltas& deltas, int owner) {
+    const int token = owner / kOwners, c = owner % kOwners * kOwn;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+      if (32 / kOwners == kStep || token < kStep)
+        *reinterpret_cast<float2*>(&pair[c + i][2 * token]) = deltas.pair[i];
+  }
+
+  // One step. h: the state; g (kFromZero): the state had it been zero at the segment's start; sum:
+  // of delta; y: sums over states, of tokens lane % kSummed, + kSummed, ... A token's reads and
+  // exps are written before the sums of the token before it, so that they overlap.
   template <bool kFromZero>
-  static __device__ void scan(Shared& shared, const float (&A)[S], float (&h)[S], float (&g)[S],
-                              float& sum, int tokens) {
-    const int lane = threadIdx.x % L, channel = threadIdx.x / L;
-#pragma unroll 2
-    for (int t = 0; t < tokens; t += 4) {
-      float y[4];
+  static __device__ void scan(const float (*bc)[kVectors * kStates], const float* pair,
+                              float (&y)[kStep / kSummed], const float (&A)[S], float (&h)[S],
+                              float (&g)[S], float& sum, int lane) {
+    float b[2][S], c[2][S], decay[2][S], sums[kSummed];
+    float2 d[2];
+    const auto read = [&](int t) {
+      d[t % 2] = *reinterpret_cast<const float2*>(pair + 2 * t);
+      read_bc(b[t % 2], c[t % 2], bc[t], lane);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 d = shared.delta[t + i][channel];
-        float b[S], c[S];
-        read_states(b, c, shared.bc[t + i], lane);
+      for (int s = 0; s < S; ++s) decay[t % 2][s] = exp2_approx(d[t % 2].x * A[s]);
+    };
+    read(0);
 #pragma unroll
-        for (int s = 0; s < S; ++s) {
-          const float decay = exp2_approx(d.x * A[s]), input = d.y * b[s];
-          h[s] = fmaf(decay, h[s], input);
-          if constexpr (kFromZero) g[s] = fmaf(decay, g[s], input);
-        }
-        if constexpr (kFromZero || !kOutput) sum += d.x;
-        if constexpr (kOutput) y[i] = sum_of_pairs(h, c);
+    for (int t = 0; t < kStep; ++t) {
+      if (t + 1 < kStep) read(t + 1);
+#pragma unroll
+      for (int s = 0; s < S; ++s) {
+        const float input = d[t % 2].y * b[t % 2][s];
+        h[s] = fmaf(decay[t % 2][s], h[s], input);
+        if constexpr (kFromZero) g[s] = fmaf(decay[t % 2][s], g[s], input);
       }
+      if constexpr (kFromZero || !kOutput) sum += d[t % 2].x;
       if constexpr (kOutput) {
-        const float total = sum_lanes<L>(y, lane);
-        if (lane < 4) shared.y[t + lane][channel] = total;
+        sums[t % kSummed] = sum_of_pairs(h, c[t % 2]);
+        if (t % kSummed == kSummed - 1)
+          y[t / kSummed] = sum_lanes<L, kSummed, kWarpChannels>(sums, lane);
       }
     }
   }
 
-  static __device__ void finish(const Shared& shared, const Raw& raw, const Args& a, int64_t t0,
-                                int tokens, int c, int c_end, const Floats<4>& D) {
-    const int row = threadIdx.x / kQuads, quad = threadIdx.x % kQuads;
+  static __device__ Floats<kOwn> take_sums(const float (*y)[kYRow < 4 ? 4 : kYRow], int owner) {
+    const float* p = &y[owner / kOwners % kStep][owner % kOwners * kOwn];
+    return load_vector<kOwn>(p);
+  }
+  static __device__ void finish(const Own& own, const Floats<kOwn>& sums, Lane& at, const Args& a) {
+    const Floats<kOwn> u = unpack(own.u), z = unpack(own.z);
+    Floats<kOwn> out;
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int t = row + i * kRowsAtOnce;
-      if (t >= tokens) continue;
-      const float4 sums = *reinterpret_cast<const float4*>(&shared.y[t][quad * 4]);
-      const Floats<4> u = unpack(raw.u[i]), z = unpack(raw.z[i]);
-      Floats<4> y = {{sums.x, sums.y, sums.z, sums.w}};
+    for (int i = 0; i < kOwn; ++i) {
+      out[i] = fmaf(at.D[i], u[i], sums[i]);
+      out[i] *= a.gated ? silu(z[i]) : 1.f;
+    }
+    if (at.due > 0 && at.there) store_vector<kOwn>(at.y, out);
+    at.y = behind(at.y, a.y_step);
+  }
+
+  // Inputs that a warp has under way: of the step before (until its y is written), of this one, and
+  // of the next. The next one's are taken as the step begins, and at once their registers wait for
+  // those of the step after it: a load that is under way must not be moved, and all of them are
+  // waited for together.
+  struct Pipeline {
+    Own before, now, coming;
+  };
+
+  // kHalf: of Exchange, for this step's delta and y.
+  template <bool kFromZero, int kHalf>
+  static __device__ void step(const float (*bc)[kVectors * kStates], Exchange& warp, Pipeline& p,
+                              const float (&A)[S], float (&h)[S], float (&g)[S], float& sum,
+                              Lane& at, const Args& a) {
+    const int lane = lane_of(), channel = channel_of(), owner = threadIdx.x % 32;
+    Floats<kOwn> sums;
+    if constexpr (kOutput) sums = take_sums(warp.y[kHalf ^ 1], owner);
+    const Own next = p.coming;
+    const Deltas pair = deltas(next, at, at.left - kStep);
+    fetch_own(p.coming, at, a, at.left - 2 * kStep);
+    float y[kStep / kSummed];
+    scan<kFromZero>(bc, warp.pair[kHalf][channel], y, A, h, g, sum, lane);
+    if constexpr (kOutput) finish(p.before, sums, at, a);
+    // Shared memory is written last: reads cannot be moved over a write.
+    hand_over(warp.pair[kHalf ^ 1], pair, owner);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        y[k] = fmaf(D[k], u[k], y[k]);
-        if (a.z) y[k] *= silu(z[k]);
-      }
-      store_quad(static_cast<T*>(a.y) + (t0 + t) * a.y_row + c, y, c_end - c, a.vector_rows);
+    for (int i = 0; i < kStep / kSummed; ++i)
+      if (kOutput && (L <= kStep || lane < kStep))
+        warp.y[kHalf][i * kSummed + lane % kSummed][channel] = y[i];
+    at.due = at.left, at.left -= kStep;
+    p.before = p.now, p.now = next;
+    __syncwarp();  // the next step's delta and this one's y are there, those before may go
+  }
+
+  template <bool kFromZero>
+  static __device__ void scan_tile(const float (*bc)[kVectors * kStates], Exchange& warp,
+                                   Pipeline& p, int tokens, const float (&A)[S], float (&h)[S],
+                                   float (&g)[S], float& sum, Lane& at, const Args& a) {
+#pragma unroll 1
+    for (int t = 0; t < tokens; t += 2 * kStep) {
+      step<kFromZero, 0>(bc + t, warp, p, A, h, g, sum, at, a);
+      step<kFromZero, 1>(bc + t + kStep, warp, p, A, h, g, sum, at, a);
     }
   }
 };
 
-__device__ Floats<4> load_parameters(const float* p, int c, int c_end) {
-  Floats<4> out{};
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-    if (p && c + k < c_end) out[k] = p[c + k];
-  return out;
-}
+// Blocks of a multiprocessor: bounds registers.
+template <int L, int S>
+constexpr int kMinBlocks = L* S > 64 ? 1
+                           : S == 8  ? 3
+                           : S == 4  ? 4
+                                     : 5;
 
 template <class T, int L, int S, int kChannels, bool kOutput>
-__global__ void __launch_bounds__(L* kChannels)
+__global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S>)
     selective_scan_fwd_tiled(const __grid_constant__ Args a, const Mode mode) {
   using Block = Tile<T, L, S, kChannels, kOutput>;
   __shared__ __align__(16) typename Block::Shared shared;
@@ -331,12 +410,10 @@ __global__ void __launch_bounds__(L* kChannels)
   const int c0 = group * a.group_width + block % a.group_blocks * kChannels;
   const int c_end = (group + 1) * a.group_width;
 
-  // The quad of channels that this thread stages, and the states that it scans.
-  const int quad_c = c0 + threadIdx.x % Block::kQuads * 4;
-  const Floats<4> D = load_parameters(a.D, quad_c, c_end),
-                  bias = load_parameters(a.dt_bias, quad_c, c_end);
-  const int c = c0 + threadIdx.x / L, n = threadIdx.x % L * S;
-  const int count = c < c_end ? a.d_state - n : 0;
+  const int c = c0 + threadIdx.x / 32 * Block::kWarpChannels + Block::channel_of();
+  const int lane = Block::lane_of(), n = lane * S;
+  const bool there = c < c_end;
+  const int count = there ? a.d_state - n : 0;
   const int64_t row = static_cast<int64_t>(c) * a.d_state + n,
                 plane = static_cast<int64_t>(a.d_inner) * a.d_state;
   float A[S], h[S], h_start[S], g[S], sum = 0;
@@ -350,16 +427,48 @@ __global__ void __launch_bounds__(L* kChannels)
     load_states(h, a.state + state_slot * plane + row,
                 a.state && piece.begin == piece.seq_begin ? count : 0, a.vector_saved);
 
-  typename Block::Raw now, next;
-  Block::fetch(next, a, piece.begin, piece.end, quad_c, c_end, group);
+  typename Block::Lane at;
+  const int owner = threadIdx.x % 32, token = owner / Block::kOwners;
+  const int own_c =
+      c0 + threadIdx.x / 32 * Block::kWarpChannels + owner % Block::kOwners * Block::kOwn;
+  const int64_t first = piece.begin + token;
+  at.u = static_cast<const T*>(a.u) + first * a.u_row + own_c;
+  at.dt = static_cast<const T*>(a.dt) + first * a.dt_row + own_c;
+  at.z = static_cast<const T*>(a.z) + first * a.z_row + own_c;
+  at.y = static_cast<T*>(a.y) + (first - Block::kStep) * a.y_row + own_c;
+  at.there = token < Block::kStep && own_c < c_end;
+#pragma unroll
+  for (int i = 0; i < Block::kOwn; ++i) {
+    at.D[i] = at.there && a.D ? a.D[own_c + i] : 0.f;
+    at.bias[i] = at.there && a.dt_bias ? a.dt_bias[own_c + i] : 0.f;
+  }
+  typename Block::Quads raw;
+  const auto fetch_bc = [&](int64_t t0) {
+    if (a.vector_states)
+      Block::template fetch_bc<true>(raw, a, t0, piece.end, group);
+    else
+      Block::template fetch_bc<false>(raw, a, t0, piece.end, group);
+  };
+  fetch_bc(piece.begin);
+  // More than a tile and two steps need not be counted.
+  const auto left_at = [&](int64_t t0) {
+    return static_cast<int>(min(piece.end - t0, int64_t{4 * kScanChunk})) - token;
+  };
+  typename Block::Pipeline pipeline{};
+  at.left = left_at(piece.begin), at.due = 0;
+  Block::fetch_own(pipeline.now, at, a, at.left);
+  Block::fetch_own(pipeline.coming, at, a, at.left - Block::kStep);
+  auto& warp = shared.warp[threadIdx.x / 32];
+  Block::hand_over(warp.pair[0], Block::deltas(pipeline.now, at, at.left), owner);
+  Block::stage_bc(shared.bc[0], raw);
+
+  int tile = 0;
   bool middle = false;  // in a segment neither first nor last
-  for (int64_t t0 = piece.begin; t0 < piece.end; t0 += Block::kTokens) {
+  for (int64_t t0 = piece.begin; t0 < piece.end; t0 += Block::kTokens, tile ^= 1) {
     const int64_t behind = t0 - piece.seq_begin;
     const int tokens = static_cast<int>(min(int64_t{Block::kTokens}, piece.end - t0));
-    now = next;
-    Block::stage(shared, now, bias, tokens);
-    __syncthreads();  // the tile is staged
-    Block::fetch(next, a, t0 + Block::kTokens, piece.end, quad_c, c_end, group);
+    __syncthreads();  // the tile's B and C are there, and all have done with the other tile's
+    fetch_bc(t0 + Block::kTokens);
     if (behind % kScanSegment == 0 && mode == Mode::sequences && behind > 0) {
       middle = t0 + kScanSegment < piece.seq_end;
       sum = 0;
@@ -368,21 +477,23 @@ __global__ void __launch_bounds__(L* kChannels)
     }
     if (a.saved && behind % kScanChunk == 0 && behind > 0 && mode != Mode::ends)
       store_states(a.saved + (t0 / kScanChunk - 1) * plane + row, h, count, a.vector_saved);
+    const auto& bc = shared.bc[tile];
+    at.left = left_at(t0);
     if (middle)
-      Block::template scan<true>(shared, A, h, g, sum, tokens);
+      Block::template scan_tile<true>(bc, warp, pipeline, tokens, A, h, g, sum, at, a);
     else
-      Block::template scan<false>(shared, A, h, g, sum, tokens);
+      Block::template scan_tile<false>(bc, warp, pipeline, tokens, A, h, g, sum, at, a);
     if (middle && (behind + Block::kTokens) % kScanSegment == 0) {
 #pragma unroll
       for (int s = 0; s < S; ++s) h[s] = fmaf(exp2_approx(A[s] * sum), h_start[s], g[s]);
     }
-    __syncthreads();  // y is there, and the tile may be replaced
-    if constexpr (kOutput) Block::finish(shared, now, a, t0, tokens, quad_c, c_end, D);
+    Block::stage_bc(shared.bc[tile ^ 1], raw);
   }
+  if constexpr (kOutput) Block::finish(pipeline.before, Block::take_sums(warp.y[1], owner), at, a);
 
   if (mode == Mode::ends) {
     store_states(a.start_states + piece.segment_slot * plane + row, h, count, a.vector_saved);
-    if (n == 0 && c < c_end) a.delta_sums[piece.segment_slot * a.d_inner + c] = sum;
+    if (n == 0 && there) a.delta_sums[piece.segment_slot * a.d_inner + c] = sum;
   } else if (kOutput && a.state && piece.end == piece.seq_end) {
     store_states(a.state + state_slot * plane + row, h, count, a.vector_saved);
   }
@@ -426,9 +537,11 @@ __global__ void __launch_bounds__(kChainThreads)
 Args arguments(const SelectiveScan& op) {
   Args a{};
   const auto row = [](const Tensor& t) { return t ? t.stride[0] : 0; };
-  a.u = op.u.data, a.dt = op.dt.data, a.z = op.z.data, a.B = op.B.data, a.C = op.C.data;
-  a.y = op.y.data;
-  a.u_row = row(op.u), a.dt_row = row(op.dt), a.z_row = row(op.z), a.y_row = row(op.y);
+  a.u = op.u.data, a.dt = op.dt.data, a.z = op.z ? op.z.data : op.u.data, a.B = op.B.data,
+  a.C = op.C.data;
+  a.y = op.y.data, a.gated = static_cast<bool>(op.z);
+  a.u_row = row(op.u), a.dt_row = row(op.dt), a.z_row = op.z ? row(op.z) : row(op.u),
+  a.y_row = row(op.y);
   a.B_row = row(op.B), a.C_row = row(op.C);
   a.B_group = op.B.stride[1], a.C_group = op.C.stride[1];
   const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
@@ -439,32 +552,43 @@ Args arguments(const SelectiveScan& op) {
   a.d_inner = static_cast<int>(op.u.shape[1]);
   a.d_state = static_cast<int>(op.A.shape[1]);
   a.group_width = static_cast<int>(op.u.shape[1] / op.B.shape[1]);
-  a.vector_rows = vector_rows(op.u, 4) && vector_rows(op.dt, 4) && vector_rows(op.z, 4) &&
-                  vector_rows(op.y, 4) && a.group_width % 4 == 0;
   a.vector_states = vector_rows(op.B, 4) && vector_rows(op.C, 4);
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   a.vector_saved = op.A.shape[1] % 4 == 0 && aligned(a.A) && aligned(a.state) && aligned(a.saved);
   return a;
 }
 
+// How many channels of u, dt, z and y may be read at once.
+int row_vector(const SelectiveScan& op) {
+  const auto may = [&](int V) {
+    return vector_rows(op.u, V) && vector_rows(op.dt, V) && vector_rows(op.z, V) &&
+           vector_rows(op.y, V) && op.u.shape[1] / op.B.shape[1] % V == 0;
+  };
+  return may(4) ? 4 : may(2) ? 2 : 1;
+}
+
+template <class T, int L, int S, int kChannels, bool kOutput>
+void launch(Args a, const ScanForwardPlan& plan, Mode mode, cudaStream_t stream) {
+  const int64_t step = Tile<T, L, S, kChannels, kOutput>::kStep * int64_t{sizeof(T)};
+  a.u_step = a.u_row * step, a.dt_step = a.dt_row * step, a.z_step = a.z_row * step;
+  a.y_step = a.y_row * step;
+  selective_scan_fwd_tiled<T, L, S, kChannels, kOutput>
+      <<<static_cast<unsigned>(plan.blocks), L * kChannels, 0, stream>>>(a, mode);
+  check_launch("selective_scan_fwd_tiled");
+}
+
 template <class T, bool kOutput>
 void launch(const Args& a, const ScanForwardPlan& plan, Mode mode, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(plan.blocks));
-  const unsigned threads = static_cast<unsigned>(plan.threads());
   const auto is = [&](int lanes, int lane_states, int channels) {
     return plan.lanes == lanes && plan.lane_states == lane_states && plan.channels == channels;
   };
-  if (is(4, 4, 32)) {
-    selective_scan_fwd_tiled<T, 4, 4, 32, kOutput><<<grid, threads, 0, stream>>>(a, mode);
-  } else if (is(8, 2, 16)) {
-    selective_scan_fwd_tiled<T, 8, 2, 16, kOutput><<<grid, threads, 0, stream>>>(a, mode);
-  } else if (is(16, 4, 16)) {
-    selective_scan_fwd_tiled<T, 16, 4, 16, kOutput><<<grid, threads, 0, stream>>>(a, mode);
-  } else {
-    KRAIT_CHECK(is(32, 8, 8), plan.to_string());
-    selective_scan_fwd_tiled<T, 32, 8, 8, kOutput><<<grid, threads, 0, stream>>>(a, mode);
-  }
-  check_launch("selective_scan_fwd_tiled");
+  if (is(2, 8, 64)) return launch<T, 2, 8, 64, kOutput>(a, plan, mode, stream);
+  if (is(4, 4, 32)) return launch<T, 4, 4, 32, kOutput>(a, plan, mode, stream);
+  if (is(8, 2, 16)) return launch<T, 8, 2, 16, kOutput>(a, plan, mode, stream);
+  if (is(8, 8, 16)) return launch<T, 8, 8, 16, kOutput>(a, plan, mode, stream);
+  if (is(16, 8, 16)) return launch<T, 16, 8, 16, kOutput>(a, plan, mode, stream);
+  KRAIT_CHECK(is(32, 8, 8), plan.to_string());
+  launch<T, 32, 8, 8, kOutput>(a, plan, mode, stream);
 }
 
 }  // namespace
@@ -476,7 +600,8 @@ void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
                            .num_seqs = op.seq_start.shape[0] - 1,
                            .d_inner = op.u.shape[1],
                            .d_state = op.A.shape[1],
-                           .n_groups = op.B.shape[1]};
+                           .n_groups = op.B.shape[1],
+                           .row_vector = row_vector(op)};
   const ScanForwardPlan plan = plan_selective_scan_fwd(shape, gpu.multiprocessors);
   Args a = arguments(op);
   a.num_seqs = static_cast<int>(shape.num_seqs);

@@ -7,7 +7,7 @@
 namespace krait::cuda {
 namespace {
 
-constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
+constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1, kMaxGridY = 65535;
 
 int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -15,25 +15,34 @@ int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors) {
   ScanForwardPlan plan{};
-  const int64_t schedulers = int64_t{4} * multiprocessors;  // each wants two warps and more
-  const int64_t rows = s.d_inner * s.num_seqs;
+  const int64_t schedulers = int64_t{4} * multiprocessors;
   const auto layout = [&](int lanes, int lane_states, int channels) {
     plan.lanes = lanes, plan.lane_states = lane_states, plan.channels = channels;
   };
-  if (s.d_state > 64) {
+  const auto warps = [&](int64_t pieces, int lanes) {
+    return quotient_up(s.d_inner * pieces * lanes, 32);
+  };
+  // Segments side by side cost every exp twice: only where four lanes to a channel leave schedulers
+  // without two warps, and never when no sequence can be longer than a segment.
+  const int natural_lanes = s.d_state <= 16 ? 4 : s.d_state <= 64 ? 8 : s.d_state <= 128 ? 16 : 32;
+  plan.segmented =
+      s.tokens > kScanSegment * s.num_seqs && 4 * warps(s.num_seqs, natural_lanes) < 7 * schedulers;
+  // The fewer lanes share a channel, the less is done twice, if warps are enough.
+  const int64_t busy = plan.segmented ? s.tokens / kScanSegment : s.num_seqs;
+  if (s.d_state > 128) {
     layout(32, 8, 8);
+  } else if (s.d_state > 64) {
+    layout(16, 8, 16);
   } else if (s.d_state > 16) {
-    layout(16, 4, 16);
+    layout(8, 8, 16);
+  } else if (s.row_vector >= 4 && 2 * warps(busy, 2) >= 5 * schedulers) {
+    layout(2, 8, 64);
+  } else if (s.row_vector >= 2 && 4 * warps(busy, 4) >= 7 * schedulers) {
+    layout(4, 4, 32);
   } else {
     layout(8, 2, 16);
   }
-  // Segments side by side cost every exp twice: only for too few warps, and never when no sequence
-  // can be longer than a segment.
-  const int64_t warps = quotient_up(rows * plan.lanes, 32);
-  plan.segmented = s.tokens > kScanSegment * s.num_seqs && 4 * warps < 5 * schedulers;
   const int64_t pieces = plan.segmented ? scan_segment_slots(s.tokens, s.num_seqs) : s.num_seqs;
-  if (s.d_state <= 16 && quotient_up(s.d_inner * pieces * 4, 32) >= 2 * schedulers)
-    layout(4, 4, 32);
   plan.pieces = pieces;
   plan.group_blocks = quotient_up(s.d_inner / s.n_groups, plan.channels);
   plan.channel_blocks = s.n_groups * plan.group_blocks;
@@ -55,11 +64,17 @@ std::string ScanForwardPlan::to_string() const {
   return out.str();
 }
 
-ScanStepPlan plan_selective_scan_step(const ScanShape& s) {
-  ScanStepPlan plan{.lanes = 1, .threads = 128, .blocks = 0};
+ScanStepPlan plan_selective_scan_step(const ScanShape& s, int multiprocessors) {
+  ScanStepPlan plan{.lanes = 1, .sequences = 1, .channel_blocks = 0, .sequence_blocks = 0};
   while (plan.lanes < 32 && plan.lanes * 4 < s.d_state) plan.lanes *= 2;
-  plan.blocks = quotient_up(s.num_seqs * s.d_inner * plan.lanes, plan.threads);
-  KRAIT_CHECK(plan.blocks <= kMaxGrid, "sequences times channels: " + std::to_string(plan.blocks));
+  plan.channel_blocks = quotient_up(s.d_inner * plan.lanes, kStepThreads);
+  // Several sequences to a thread once that leaves eight blocks and more for each multiprocessor.
+  if (plan.channel_blocks * s.num_seqs >= int64_t{8} * kStepSequences * multiprocessors ||
+      s.num_seqs > kMaxGridY)
+    plan.sequences = kStepSequences;
+  plan.sequence_blocks = quotient_up(s.num_seqs, plan.sequences);
+  KRAIT_CHECK(plan.sequence_blocks <= kMaxGridY,
+              "sequences in a step: " + std::to_string(s.num_seqs));
   return plan;
 }
 

@@ -25,6 +25,7 @@ inline constexpr int kChainThreads = 128;  // of the kernel that goes from segme
 
 struct ScanShape {
   int64_t tokens, num_seqs, d_inner, d_state, n_groups;
+  int row_vector = 4;  // channels of u, dt, z and y that may be read at once: 4, 2 or 1
 };
 
 // A block scans some channels of one sequence (or of one segment) from its start to its end.
@@ -46,13 +47,16 @@ struct ScanForwardPlan {
 
 ScanForwardPlan plan_selective_scan_fwd(const ScanShape&, int multiprocessors);
 
-// One token for each sequence: `lanes` neighbouring threads share a channel, four states at a time.
+inline constexpr int kStepThreads = 128;
+inline constexpr int kStepSequences = 4;
+
+// One token for each sequence: `lanes` neighbouring threads share a channel of `sequences`
+// sequences (1 or kStepSequences), four states at a time.
 struct ScanStepPlan {
-  int lanes;
-  int threads;
-  int64_t blocks;
+  int lanes, sequences;
+  int64_t channel_blocks, sequence_blocks;  // grid.x, grid.y
 };
 
-ScanStepPlan plan_selective_scan_step(const ScanShape&);
+ScanStepPlan plan_selective_scan_step(const ScanShape&, int multiprocessors);
 
 }  // namespace krait::cuda

@@ -54,7 +54,7 @@ TEST(SelectiveScanPlan, RefusesMoreBlocksThanAGridHas) {
   const ScanShape s = {
       .tokens = 1 << 30, .num_seqs = 1 << 30, .d_inner = 4096, .d_state = 16, .n_groups = 1};
   EXPECT_THROW(plan_selective_scan_fwd(s, 132), CheckFailure);
-  EXPECT_THROW(plan_selective_scan_step(s), CheckFailure);
+  EXPECT_THROW(plan_selective_scan_step(s, 132), CheckFailure);
 }
 
 // Scratch memory grows with tokens x d_inner, and is none where nothing is cut.
@@ -94,13 +94,16 @@ TEST(SelectiveScanPlan, CutsAlongTimeOnlyWhereSequencesAreFew) {
   EXPECT_FALSE(segmented(32, 1536, 2048));
 }
 
-TEST(SelectiveScanPlan, StepCoversEveryState) {
-  for (int64_t d_state : {1, 4, 5, 16, 64, 100, 256}) {
-    const ScanStepPlan plan = plan_selective_scan_step({7, 7, 33, d_state, 1});
-    EXPECT_GE(plan.blocks * plan.threads, 7 * 33 * plan.lanes);
-    EXPECT_EQ(32 % plan.lanes, 0);
-    EXPECT_EQ(plan.threads % 32, 0);
-  }
+TEST(SelectiveScanPlan, StepCoversEveryChannelAndSequence) {
+  for (int64_t d_state : {1, 4, 5, 16, 64, 100, 256})
+    for (int64_t num_seqs : {1, 7, 128, 131072}) {
+      const ScanStepPlan plan =
+          plan_selective_scan_step({num_seqs, num_seqs, 333, d_state, 1}, 132);
+      EXPECT_GE(plan.channel_blocks * kStepThreads, 333 * plan.lanes);
+      EXPECT_GE(plan.sequence_blocks * plan.sequences, num_seqs);
+      EXPECT_LE(plan.sequence_blocks, 65535);
+      EXPECT_EQ(32 % plan.lanes, 0);
+    }
 }
 
 }  // namespace
