@@ -2,6 +2,7 @@
 // where sequences are few and long, their segments (selective_scan_plan.h) are scanned side by side
 // by three kernels.
 #include "core/dtype.h"
+#include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/sequences.cuh"
 #include "ops/cuda/state.h"
@@ -168,7 +169,8 @@ struct Tile {
   static constexpr int kSummed = L < kStep ? L : kStep;   // tokens summed over lanes at once
   static constexpr int kPairRow = 2 * kStep + 4;          // floats; 4: rows start in other banks
   static constexpr int kYRow = kWarpChannels + kWarpChannels / 2;  // 3/2: tokens of a channel too
-  static constexpr int kTokens = kStates <= 16 ? 64 : 4096 / (kStates < 128 ? 128 : 2 * kStates);
+  static constexpr int kTokens =
+      kStates <= 16 ? (kThreads < 128 ? 32 : 64) : 4096 / (kStates < 128 ? 128 : 2 * kStates);
   static constexpr int kVectors = kOutput ? 2 : 1;  // B, and C when there is output
   static constexpr int kRowQuads = kVectors * kStates / 4;
   static constexpr int kQuads = kTokens * kRowQuads / kThreads;  // of a thread
@@ -181,9 +183,14 @@ struct Tile {
   static __device__ int channel_of() { return threadIdx.x % kWarpChannels; }
 
   // What a warp's lanes exchange; two steps of each, one read while the other is written.
+  static constexpr int kStages = 4;  // steps of inputs that are copied ahead
+  static constexpr int kOwnBytes = kOwn * static_cast<int>(sizeof(T));
+  static constexpr int kCopyBytes = kOwnBytes < 4 ? 4 : kOwnBytes;
+  static constexpr int kStageBytes = 32 * kCopyBytes;
   struct Exchange {
-    float pair[2][kWarpChannels][kPairRow];                  // delta, delta u
-    float y[2][kOutput ? kStep : 1][kYRow < 4 ? 4 : kYRow];  // sums over states
+    uint4 inputs[kOutput ? 3 : 2][kStages * kStageBytes / 16];  // u, dt, z as lanes own them
+    float pair[2][kWarpChannels][kPairRow];                     // delta, delta u
+    float y[2][kOutput ? kStep : 1][kYRow < 4 ? 4 : kYRow];     // sums over states
   };
   struct Shared {
     float bc[2][kTokens][kVectors * kStates];  // two tiles; see place()
@@ -251,10 +258,12 @@ struct Tile {
     }
   }
 
-  // Where a lane is: its own token of the next step to fetch, and its own channels.
+  // Where a lane is: its own token of the next step to copy, and its own channels.
   struct Lane {
     const T *u, *dt, *z;
-    T* y;        // two steps before
+    T* y;                        // two steps before
+    uint32_t to;                 // its place in stage 0 of Exchange::inputs
+    uint32_t u_at, dt_at, z_at;  // its elements' places there: an odd bf16 comes with its neighbour
     int left;    // from its own token of the step that is scanned to the piece's end
     int due;     // the same of the step before, whose y is to be written; 0: none
     bool there;  // its channels are
@@ -265,13 +274,33 @@ struct Tile {
     Packed<T, kOwn> u, dt, z;
   };
 
-  static __device__ void fetch_own(Own& own, Lane& at, const Args& a, int left) {
-    own.u = own.dt = own.z = Packed<T, kOwn>{};
+  static __device__ const void* whole_words(const T* p) {
+    if constexpr (kOwnBytes < 4)
+      return reinterpret_cast<const char*>(p) - reinterpret_cast<uintptr_t>(p) % 4;
+    else
+      return p;
+  }
+  static __device__ uint32_t place_of(const T* p, uint32_t to, int tensor) {
+    const uint32_t odd = kOwnBytes < 4 ? reinterpret_cast<uintptr_t>(p) % 4 : 0;
+    return to + tensor * kStages * kStageBytes + odd;
+  }
+  // One group of copies, whether there is anything to copy or not.
+  static __device__ void fetch_own(Lane& at, const Args& a, int stage, int left) {
     if (left > 0 && at.there) {
-      own.u = load_packed<kOwn>(at.u), own.dt = load_packed<kOwn>(at.dt);
-      if (kOutput) own.z = load_packed<kOwn>(at.z);
+      const uint32_t to = at.to + stage * kStageBytes;
+      copy_async<kCopyBytes>(to, whole_words(at.u));
+      copy_async<kCopyBytes>(to + kStages * kStageBytes, whole_words(at.dt));
+      if (kOutput) copy_async<kCopyBytes>(to + 2 * kStages * kStageBytes, whole_words(at.z));
     }
+    end_copies();
     at.u = behind(at.u, a.u_step), at.dt = behind(at.dt, a.dt_step), at.z = behind(at.z, a.z_step);
+  }
+  static __device__ Own take_own(const Lane& at, int stage) {
+    Own own;
+    own.u = load_copied<T, kOwn>(at.u_at + stage * kStageBytes);
+    own.dt = load_copied<T, kOwn>(at.dt_at + stage * kStageBytes);
+    if (kOutput) own.z = load_copied<T, kOwn>(at.z_at + stage * kStageBytes);
+    return own;
   }
   // delta and delta u of own elements. Past the piece's end delta is 0, so that the state stays as
   // it is.
@@ -285,7 +314,7 @@ struct Tile {
     for (int i = 0; i < kOwn; ++i) {
       float delta = softplus(dt[i] + at.bias[i]);
       if (left <= 0) delta = 0;
-      out.pair[i] = make_float2(delta, delta * u[i]);
+      out.pair[i] = make_float2(delta, left <= 0 ? 0.f : delta * u[i]);
     }
     return out;
   }
@@ -347,12 +376,11 @@ struct Tile {
     at.y = behind(at.y, a.y_step);
   }
 
-  // Inputs that a warp has under way: of the step before (until its y is written), of this one, and
-  // of the next. The next one's are taken as the step begins, and at once their registers wait for
-  // those of the step after it: a load that is under way must not be moved, and all of them are
-  // waited for together.
+  // Inputs that a lane holds: of the step before (until its y is written) and of this one. Those of
+  // the next four are in shared memory or on their way there.
   struct Pipeline {
-    Own before, now, coming;
+    Own before, now;
+    int stage;  // 0 or 2: of the step that is scanned, when that is a tile's first, third, ..
   };
 
   // kHalf: of Exchange, for this step's delta and y.
@@ -361,11 +389,12 @@ struct Tile {
                               const float (&A)[S], float (&h)[S], float (&g)[S], float& sum,
                               Lane& at, const Args& a) {
     const int lane = lane_of(), channel = channel_of(), owner = threadIdx.x % 32;
+    wait_for_copies<kStages - 2>();
+    const Own next = take_own(at, kHalf == 0 ? p.stage + 1 : p.stage ^ 2);
+    fetch_own(at, a, p.stage + kHalf, at.left - kStages * kStep);
     Floats<kOwn> sums;
     if constexpr (kOutput) sums = take_sums(warp.y[kHalf ^ 1], owner);
-    const Own next = p.coming;
     const Deltas pair = deltas(next, at, at.left - kStep);
-    fetch_own(p.coming, at, a, at.left - 2 * kStep);
     float y[kStep / kSummed];
     scan<kFromZero>(bc, warp.pair[kHalf][channel], y, A, h, g, sum, lane);
     if constexpr (kOutput) finish(p.before, sums, at, a);
@@ -388,22 +417,21 @@ struct Tile {
     for (int t = 0; t < tokens; t += 2 * kStep) {
       step<kFromZero, 0>(bc + t, warp, p, A, h, g, sum, at, a);
       step<kFromZero, 1>(bc + t + kStep, warp, p, A, h, g, sum, at, a);
+      p.stage ^= 2;
     }
   }
 };
 
 // Blocks of a multiprocessor: bounds registers.
-template <int L, int S>
-constexpr int kMinBlocks = L* S > 64 ? 1
-                           : S == 8  ? 3
-                           : S == 4  ? 4
-                                     : 5;
+template <int L, int S, int kChannels>
+constexpr int kMinBlocks = L* S > 64 ? 1 : (S == 8 ? 384 : 512) / (L * kChannels);
 
 template <class T, int L, int S, int kChannels, bool kOutput>
-__global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S>)
+__global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S, kChannels>)
     selective_scan_fwd_tiled(const __grid_constant__ Args a, const Mode mode) {
   using Block = Tile<T, L, S, kChannels, kOutput>;
-  __shared__ __align__(16) typename Block::Shared shared;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<typename Block::Shared*>(memory);
   const Piece piece = find_piece(a, mode, blockIdx.x / a.channel_blocks);
   if (piece.begin >= piece.end) return;
   const int block = blockIdx.x % a.channel_blocks, group = block / a.group_blocks;
@@ -455,10 +483,15 @@ __global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S>)
     return static_cast<int>(min(piece.end - t0, int64_t{4 * kScanChunk})) - token;
   };
   typename Block::Pipeline pipeline{};
-  at.left = left_at(piece.begin), at.due = 0;
-  Block::fetch_own(pipeline.now, at, a, at.left);
-  Block::fetch_own(pipeline.coming, at, a, at.left - Block::kStep);
   auto& warp = shared.warp[threadIdx.x / 32];
+  at.to = shared_address(warp.inputs) + owner * Block::kCopyBytes;
+  at.u_at = Block::place_of(at.u, at.to, 0), at.dt_at = Block::place_of(at.dt, at.to, 1);
+  at.z_at = Block::place_of(at.z, at.to, 2);
+  at.left = left_at(piece.begin), at.due = 0;
+#pragma unroll
+  for (int i = 0; i < Block::kStages; ++i) Block::fetch_own(at, a, i, at.left - i * Block::kStep);
+  wait_for_copies<Block::kStages - 1>();
+  pipeline.now = Block::take_own(at, 0);
   Block::hand_over(warp.pair[0], Block::deltas(pipeline.now, at, at.left), owner);
   Block::stage_bc(shared.bc[0], raw);
 
@@ -569,11 +602,17 @@ int row_vector(const SelectiveScan& op) {
 
 template <class T, int L, int S, int kChannels, bool kOutput>
 void launch(Args a, const ScanForwardPlan& plan, Mode mode, cudaStream_t stream) {
-  const int64_t step = Tile<T, L, S, kChannels, kOutput>::kStep * int64_t{sizeof(T)};
+  using Block = Tile<T, L, S, kChannels, kOutput>;
+  const int64_t step = Block::kStep * int64_t{sizeof(T)};
   a.u_step = a.u_row * step, a.dt_step = a.dt_row * step, a.z_step = a.z_row * step;
   a.y_step = a.y_row * step;
-  selective_scan_fwd_tiled<T, L, S, kChannels, kOutput>
-      <<<static_cast<unsigned>(plan.blocks), L * kChannels, 0, stream>>>(a, mode);
+  const auto kernel = selective_scan_fwd_tiled<T, L, S, kChannels, kOutput>;
+  constexpr int kShared = static_cast<int>(sizeof(typename Block::Shared));
+  static_assert(kShared <= 99 * 1024, "what every GPU from compute capability 8.0 on has");
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+  check(raised, "preparing selective_scan_fwd_tiled");
+  kernel<<<static_cast<unsigned>(plan.blocks), L * kChannels, kShared, stream>>>(a, mode);
   check_launch("selective_scan_fwd_tiled");
 }
 
@@ -583,6 +622,7 @@ void launch(const Args& a, const ScanForwardPlan& plan, Mode mode, cudaStream_t 
     return plan.lanes == lanes && plan.lane_states == lane_states && plan.channels == channels;
   };
   if (is(2, 8, 64)) return launch<T, 2, 8, 64, kOutput>(a, plan, mode, stream);
+  if (is(2, 8, 32)) return launch<T, 2, 8, 32, kOutput>(a, plan, mode, stream);
   if (is(4, 4, 32)) return launch<T, 4, 4, 32, kOutput>(a, plan, mode, stream);
   if (is(8, 2, 16)) return launch<T, 8, 2, 16, kOutput>(a, plan, mode, stream);
   if (is(8, 8, 16)) return launch<T, 8, 8, 16, kOutput>(a, plan, mode, stream);

@@ -35,9 +35,9 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
     layout(16, 8, 16);
   } else if (s.d_state > 16) {
     layout(8, 8, 16);
-  } else if (s.row_vector >= 4 && 2 * warps(busy, 2) >= 5 * schedulers) {
+  } else if (s.row_vector >= 4 && 10 * warps(busy, 2) >= 9 * schedulers) {
     layout(2, 8, 64);
-  } else if (s.row_vector >= 2 && 4 * warps(busy, 4) >= 7 * schedulers) {
+  } else if (s.row_vector >= 2 && 2 * warps(busy, 4) >= schedulers) {
     layout(4, 4, 32);
   } else {
     layout(8, 2, 16);
