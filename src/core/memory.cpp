@@ -13,17 +13,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-class HostMemory final : public Memory {
- public:
-  bool on_host() const override { return true; }
-  void zero(void* to, size_t bytes) override { std::memset(to, 0, bytes); }
-  void upload(void* to, const void* host, size_t bytes) override { std::memcpy(to, host, bytes); }
-  void download(void* host, const void* from, size_t bytes) override {
-    std::memcpy(host, from, bytes);
-  }
-  void copy(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-
- private:
+class HeapMemory final : public HostMemory {
   void* do_allocate(size_t bytes, size_t alignment) override {
     const bool huge = bytes >= 2 * kHugePage;
     const size_t align = huge ? kHugePage : std::max(alignment, kAlignment);
@@ -38,8 +28,15 @@ class HostMemory final : public Memory {
 
 }  // namespace
 
+void HostMemory::zero(void* to, size_t bytes) { std::memset(to, 0, bytes); }
+void HostMemory::upload(void* to, const void* host, size_t bytes) { std::memcpy(to, host, bytes); }
+void HostMemory::download(void* host, const void* from, size_t bytes) {
+  std::memcpy(host, from, bytes);
+}
+void HostMemory::copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+
 Memory& host_memory() {
-  static HostMemory memory;
+  static HeapMemory memory;
   return memory;
 }
 

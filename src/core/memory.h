@@ -24,6 +24,16 @@ class Memory : public std::pmr::memory_resource {
   virtual void copy(void* to, const void* from, size_t bytes) = 0;  // both in this memory
 };
 
+// Memory that the host reads and writes itself; subclasses say where it comes from.
+class HostMemory : public Memory {
+ public:
+  bool on_host() const final { return true; }
+  void zero(void* to, size_t bytes) final;
+  void upload(void* to, const void* host, size_t bytes) final;
+  void download(void* host, const void* from, size_t bytes) final;
+  void copy(void* to, const void* from, size_t bytes) final;
+};
+
 // The host's memory, aligned to kAlignment. Large blocks ask the kernel for huge pages.
 Memory& host_memory();
 

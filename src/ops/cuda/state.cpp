@@ -51,17 +51,7 @@ class DeviceMemory final : public Memory {
   bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
 };
 
-class PinnedMemory final : public Memory {
- public:
-  bool on_host() const override { return true; }
-  void zero(void* to, size_t bytes) override { std::memset(to, 0, bytes); }
-  void upload(void* to, const void* host, size_t bytes) override { std::memcpy(to, host, bytes); }
-  void download(void* host, const void* from, size_t bytes) override {
-    std::memcpy(host, from, bytes);
-  }
-  void copy(void* to, const void* from, size_t bytes) override { std::memcpy(to, from, bytes); }
-
- private:
+class PinnedMemory final : public HostMemory {
   void* do_allocate(size_t bytes, size_t) override {
     void* p = nullptr;
     check(cudaHostAlloc(&p, bytes, cudaHostAllocDefault), "allocating page-locked memory");
