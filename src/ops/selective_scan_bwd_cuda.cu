@@ -1,9 +1,11 @@
 // The selective scan's backward pass on a GPU: the walk through time, and the sums of what blocks
-// leave. selective_scan_bwd_block.cuh has what a block does with a tile.
+// leave. selective_scan_bwd_block.cuh has what a block does with a tile. The shapes of models go to
+// selective_scan_bwd_streams_cuda.cu; this is for every other.
 #include "ops/cuda/partial_sums.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector_access.h"
 #include "ops/selective_scan_bwd_block.cuh"
+#include "ops/selective_scan_bwd_streams.h"
 
 namespace krait::cuda {
 namespace {
@@ -260,6 +262,8 @@ void selective_scan_bwd(Context& ctx, const SelectiveScan& op, const SelectiveSc
     with_saved.y = Tensor();
     if (size > 0) cuda::selective_scan_fwd(ctx, with_saved);
   }
+  if (scan_streams_apply(with_saved, grad))
+    return selective_scan_bwd_streams(ctx, with_saved, grad);
   dispatch_f32_bf16(op.u.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch<T>(ctx, with_saved, grad);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "ops/selective_scan_bwd_streams.h"
 
 namespace krait::cuda {
 namespace {
@@ -97,6 +98,32 @@ TEST(SelectiveScanBwdPlan, SharedMemoryIsAligned) {
         ASSERT_EQ(s.tokens % 16, 0);
         ASSERT_GT(s.bytes, s.exchange);
       }
+}
+
+TEST(ScanStreamsPlan, CoversEveryPieceWithinTheGpusLimits) {
+  for (const ScanBwdShape& s : shapes()) {
+    if (s.d_inner % kScanStreamsChannels != 0) continue;
+    const ScanStreamsPlan plan = plan_scan_streams(s.tokens, s.num_seqs, s.d_inner, 132);
+    SCOPED_TRACE(testing::Message() << s.tokens << " tokens, " << s.num_seqs << " sequences, "
+                                    << s.d_inner << " channels");
+    ASSERT_EQ(plan.blocks * kScanStreamsChannels, s.d_inner);
+    ASSERT_EQ(plan.pieces, s.num_seqs + s.tokens / kScanStreamsPiece);
+    ASSERT_EQ(plan.chain_blocks > 0, s.tokens > kScanStreamsPiece);
+    ASSERT_EQ(plan.part_slots > 0, plan.parts);
+    for (int64_t walkers : {plan.walkers, plan.piece_walkers}) {
+      ASSERT_GE(walkers, 1);
+      ASSERT_LE(walkers, 65535);
+    }
+    ASSERT_LT(plan.blocks, int64_t{1} << 31);
+    ASSERT_LT(plan.chain_blocks, int64_t{1} << 31);
+  }
+}
+
+// One short batch of few channels is cut finer, a full one is not.
+TEST(ScanStreamsPlan, FewBlocksAreWalkedInParts) {
+  EXPECT_TRUE(plan_scan_streams(2048, 1, 1536, 132).parts);
+  EXPECT_FALSE(plan_scan_streams(128, 1, 1536, 132).parts);
+  EXPECT_FALSE(plan_scan_streams(32 * 2048, 32, 1536, 132).parts);
 }
 
 }  // namespace
