@@ -27,20 +27,26 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
   const int natural_lanes = s.d_state <= 16 ? 4 : s.d_state <= 64 ? 8 : s.d_state <= 128 ? 16 : 32;
   plan.segmented =
       s.tokens > kScanSegment * s.num_seqs && 4 * warps(s.num_seqs, natural_lanes) < 7 * schedulers;
-  // The fewer lanes share a channel, the less is done twice, if warps are enough.
-  const int64_t busy = plan.segmented ? s.tokens / kScanSegment : s.num_seqs;
   if (s.d_state > 128) {
     layout(32, 8, 8);
   } else if (s.d_state > 64) {
     layout(16, 8, 16);
   } else if (s.d_state > 16) {
     layout(8, 8, 16);
-  } else if (s.row_vector >= 4 && 10 * warps(busy, 2) >= 9 * schedulers) {
-    layout(2, 8, 64);
-  } else if (s.row_vector >= 2 && 2 * warps(busy, 4) >= schedulers) {
-    layout(4, 4, 32);
   } else {
+    // The fewer lanes share a channel, the less is done twice, but every multiprocessor needs its
+    // share of the blocks. Speeds as measured on a full GPU; rows of two lanes are read four
+    // channels at a time, of four lanes two.
+    const int64_t busy = plan.segmented ? s.tokens / kScanSegment : s.num_seqs;
+    const auto worth = [&](int channels, double speed) {
+      const int64_t blocks = busy * s.n_groups * quotient_up(s.d_inner / s.n_groups, channels);
+      const int64_t rounds = quotient_up(blocks, multiprocessors);
+      return speed * static_cast<double>(blocks) / static_cast<double>(rounds * multiprocessors);
+    };
     layout(8, 2, 16);
+    double best = worth(16, 0.7);
+    if (s.row_vector >= 2 && worth(32, 1.0) > best) layout(4, 4, 32), best = worth(32, 1.0);
+    if (s.row_vector >= 4 && worth(64, 1.1) > best) layout(2, 8, 64);
   }
   const int64_t pieces = plan.segmented ? scan_segment_slots(s.tokens, s.num_seqs) : s.num_seqs;
   plan.pieces = pieces;

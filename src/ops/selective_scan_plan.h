@@ -15,7 +15,7 @@ inline constexpr int64_t kScanChunk = 64;
 // but the first and the last ends with is exp(A sum of delta) times the state that it starts with,
 // plus the state that it ends with from zero; so are the bits, whether its segments are scanned
 // side by side or one after the other.
-inline constexpr int64_t kScanSegment = 512;
+inline constexpr int64_t kScanSegment = 256;
 // Segment j of sequence s has slot start_s / kScanSegment + s + j, all of them distinct.
 inline constexpr int64_t scan_segment_slots(int64_t tokens, int64_t num_seqs) {
   return tokens / kScanSegment + num_seqs;

@@ -568,12 +568,12 @@ TEST(SelectiveScan, WrongArgumentsAreRefused) {
   refused([&](SelectiveScan& op) { slots.values({0, 4}), op.slot = slots; });
 }
 
-// What the GPU's kernels branch on: tiles (32 tokens), saved states (64), segments (512), channels
+// What the GPU's kernels branch on: tiles (32 tokens), saved states (64), segments (256), channels
 // of a block (16 and 32), states of a lane, vector loads or not.
 const std::vector<Case>& cuda_cases() {
   static const std::vector<Case> all = {
       {.lengths = {63, 64, 65, 128, 1}, .d_inner = 33, .d_state = 16, .strided = true},
-      {.lengths = {511, 512, 513, 0, 1025}, .d_inner = 36, .d_state = 16},
+      {.lengths = {255, 256, 257, 0, 513}, .d_inner = 36, .d_state = 16},
       {.lengths = {1700}, .d_inner = 64, .d_state = 16, .n_groups = 2, .state = false},
       {.lengths = {1536, 3}, .d_inner = 20, .d_state = 7, .z = false, .strided = true},
       {.lengths = {600, 70}, .d_inner = 24, .d_state = 17, .n_groups = 3},
@@ -625,7 +625,7 @@ TEST(SelectiveScanCuda, LongSequencesKeepTheTolerance) {
 TEST(SelectiveScanCuda, SplitAnywhereAndCarryTheState) {
   op_test::on_cuda([](Context& ctx) {
     expect_split_is_whole(ctx, kCuda, {.lengths = {1300}, .d_inner = 20, .d_state = 16},
-                          {1, 31, 32, 33, 64, 511, 512, 513, 1024, 1299});
+                          {1, 31, 32, 33, 64, 255, 256, 257, 1024, 1299});
   });
 }
 
@@ -639,7 +639,7 @@ TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
   op_test::on_cuda([](Context& ctx) {
     for (const Case& packed :
          {Case{.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16},
-          Case{.lengths = {1, 2600, 0, 511, 512, 513, 1024}, .d_inner = 100, .d_state = 16},
+          Case{.lengths = {1, 1600, 0, 255, 256, 257, 512}, .d_inner = 100, .d_state = 16},
           Case{.lengths = std::vector<int>(24, 40), .d_inner = 512, .d_state = 16},
           Case{.lengths = std::vector<int>(6, 2100), .d_inner = 400, .d_state = 16},
           Case{.lengths = {1100, 900}, .d_inner = 33, .d_state = 64}})
