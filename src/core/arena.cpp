@@ -5,7 +5,7 @@
 namespace krait {
 namespace {
 
-constexpr size_t kFirstBlock = size_t{1} << 20;
+constexpr size_t kFirstBlock = size_t{1} << 20, kLargestShared = size_t{32} << 20;  // bytes
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -13,20 +13,21 @@ size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kA
 
 void* Arena::allocate(size_t bytes) {
   bytes = aligned(std::max<size_t>(bytes, 1));
-  while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].bytes()) {
-    ++block_;
-    used_ = 0;
+  Position& p = position_;
+  while (p.block < blocks_.size() && p.used + bytes > blocks_[p.block].bytes()) {
+    ++p.block;
+    p.used = 0;
   }
-  if (block_ == blocks_.size()) {
-    blocks_.emplace_back(std::max({bytes, capacity(), kFirstBlock}), memory_);
+  if (p.block == blocks_.size()) {
+    const size_t shared = std::clamp(capacity(), kFirstBlock, kLargestShared);
+    blocks_.emplace_back(std::max(bytes, shared), memory_);
     ++block_allocations_;
   }
-  void* p = static_cast<char*>(blocks_[block_].data()) + used_;
-  used_ += bytes;
-  size_t taken = used_;
-  for (size_t i = 0; i < block_; ++i) taken += blocks_[i].bytes();
-  high_water_ = std::max(high_water_, taken);
-  return p;
+  void* piece = static_cast<char*>(blocks_[p.block].data()) + p.used;
+  p.used += bytes;
+  p.taken += bytes;
+  high_water_ = std::max(high_water_, p.taken);
+  return piece;
 }
 
 Tensor Arena::tensor(DType dtype, std::initializer_list<int64_t> shape) {
@@ -41,10 +42,9 @@ size_t Arena::capacity() const {
   return total;
 }
 
-void Arena::release(size_t block, size_t used) {
-  block_ = block;
-  used_ = used;
-  if (--depth_ == 0 && block_ == 0 && used_ == 0 && blocks_.size() > 1) {
+void Arena::release(const Position& to) {
+  position_ = to;
+  if (--depth_ == 0 && to.taken == 0 && blocks_.size() > 1) {
     blocks_.clear();  // give back first: the peak stays at one round's need
     blocks_.emplace_back(high_water_, memory_);
     ++block_allocations_;

@@ -1,6 +1,7 @@
 // Arena: hands out pieces of a few blocks of memory and takes them back all at once (a Scope).
 // After the first round of a repeated computation it holds one block of the right size and
-// allocates no more.
+// allocates no more. The first round takes little more: its blocks are small, or what one piece
+// needs.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +14,12 @@
 namespace krait {
 
 class Arena {
+ private:
+  struct Position {
+    size_t block = 0, used = 0;  // block number, and bytes used of it
+    size_t taken = 0;            // bytes of all pieces before it
+  };
+
  public:
   explicit Arena(Memory& memory = host_memory()) : memory_(memory) {}
   Arena(const Arena&) = delete;
@@ -30,28 +37,26 @@ class Arena {
   // Everything allocated while a Scope lives is given back when it ends. Scopes nest.
   class Scope {
    public:
-    explicit Scope(Arena& arena) : arena_(arena), block_(arena.block_), used_(arena.used_) {
-      ++arena.depth_;
-    }
-    ~Scope() { arena_.release(block_, used_); }
+    explicit Scope(Arena& arena) : arena_(arena), begin_(arena.position_) { ++arena.depth_; }
+    ~Scope() { arena_.release(begin_); }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
    private:
     Arena& arena_;
-    size_t block_, used_;
+    Position begin_;
   };
 
   size_t capacity() const;                                          // bytes held
   int64_t block_allocations() const { return block_allocations_; }  // how often it asked for memory
 
  private:
-  void release(size_t block, size_t used);
+  void release(const Position& to);
 
   Memory& memory_;
   std::vector<Buffer> blocks_;
-  size_t block_ = 0, used_ = 0;  // position: block number and bytes used of it
-  size_t high_water_ = 0;  // most bytes ever taken at once, with the unused tails of full blocks
+  Position position_;
+  size_t high_water_ = 0;  // most bytes ever taken at once
   int depth_ = 0;
   int64_t block_allocations_ = 0;
 };
