@@ -79,12 +79,15 @@ void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState*
   norm(w.parameters.norm_f, m, hidden);
 }
 
-// What the forward pass of a training step keeps for the backward pass.
+// What the forward pass of a training step leaves for the backward pass. Of the residual stream
+// every other tensor is kept; the one behind it is that plus the block's output m, in half the
+// memory.
 struct Saved {
-  Tensor residual;     // (tokens, d_model)  R  the block's input before the norm
-  Tensor rstd;         // (tokens)
+  Tensor residual;  // (tokens, d_model)  R  the block's input before the norm; of odd blocks shared
+  Tensor rstd;      // (tokens)
+  Tensor m;         // (tokens, d_model)  T  the block's output; of odd blocks shared
   Tensor conv, ssm;    // the layer's state before the step; none without state
-  BlockActivations a;  // n and y are all blocks' together; with recompute, everything is
+  BlockActivations a;  // shared but for xz, x_dbl and saved; with recompute, all of it
 };
 
 class TrainingStep {
@@ -111,7 +114,7 @@ class TrainingStep {
   RmsNorm norm_op(size_t i, const Tensor& y) const {
     const int64_t layer = static_cast<int64_t>(i);
     return {
-        .x = layer > 0 ? m_ : Tensor(),
+        .x = layer > 0 ? saved_[i - 1].m : Tensor(),
         .residual_in = saved_[i > 0 ? i - 1 : 0].residual,
         .residual_out = saved_[i].residual,
         .weight = layer < w_.config.n_layer ? w_.parameters.layers[i].norm : w_.parameters.norm_f,
@@ -126,38 +129,40 @@ class TrainingStep {
     return copy;
   }
 
-  void forward() {
+  static bool keeps_residual(size_t i) { return i % 2 == 0; }
+
+  void allocate() {
     const Config& c = w_.config;
     m_ = activation(w_.dtype);
-    n_ = activation(w_.dtype);
-    hidden_ = n_;  // norm_f comes after the last block
+    shared_ = allocate_shared_activations(ctx_, c, w_.dtype, tokens());
+    shared_.y = arena_.tensor(w_.dtype, {tokens(), c.d_inner});
+    if (batch_.recompute) shared_ = allocate_products(ctx_, c, shared_, /*saved=*/false);
+    const Tensor residual = activation(residual_dtype(w_));
     saved_.resize(static_cast<size_t>(c.n_layer) + 1);
-    for (Saved& s : saved_) {
-      s.residual = activation(residual_dtype(w_));
+    for (size_t i = 0; i < saved_.size(); ++i) {
+      Saved& s = saved_[i];
+      s.residual = keeps_residual(i) ? activation(residual_dtype(w_)) : residual;
       s.rstd = arena_.tensor(full_precision(w_), {tokens()});
+      if (i + 1 == saved_.size()) continue;  // norm_f's
+      s.m = keeps_residual(i) ? activation(w_.dtype) : m_;
+      s.a = batch_.recompute ? shared_ : allocate_products(ctx_, c, shared_, /*saved=*/true);
     }
-    const Tensor y = arena_.tensor(w_.dtype, {tokens(), c.d_inner});
-    const auto allocate = [&] {
-      BlockActivations a =
-          allocate_kept_activations(ctx_, c, w_.dtype, tokens(), /*saved=*/!batch_.recompute);
-      a.n = n_;
-      a.y = y;
-      return a;
-    };
-    BlockActivations shared;
-    if (batch_.recompute) shared = allocate();
+  }
+
+  void forward() {
+    allocate();
     embedding_fwd(ctx_, embedding());
-    for (int64_t layer = 0; layer < c.n_layer; ++layer) {
-      const size_t i = static_cast<size_t>(layer);
-      saved_[i].a = batch_.recompute ? shared : allocate();
-      rms_norm_fwd(ctx_, norm_op(i, saved_[i].a.n));
+    for (int64_t layer = 0; layer < w_.config.n_layer; ++layer) {
+      Saved& s = saved_[static_cast<size_t>(layer)];
+      rms_norm_fwd(ctx_, norm_op(static_cast<size_t>(layer), s.a.n));
       const BlockArguments block = block_of(w_, layer, batch_.input, batch_.state);
       if (batch_.state) {
-        saved_[i].conv = keep(block.conv);
-        saved_[i].ssm = keep(block.ssm);
+        s.conv = keep(block.conv);
+        s.ssm = keep(block.ssm);
       }
-      block_forward(ctx_, block, saved_[i].a, m_);
+      block_forward(ctx_, block, s.a, s.m);
     }
+    hidden_ = shared_.n;  // free behind the last block
     rms_norm_fwd(ctx_, norm_op(saved_.size() - 1, hidden_));
   }
 
@@ -171,20 +176,19 @@ class TrainingStep {
         {.scale = batch_.loss_scale, .dx = dhidden, .dweight = dweight});
     dresidual_ = activation(residual_dtype(w_));
     fill_zero(ctx_, dresidual_);
-    dm_ = dresidual_.dtype == w_.dtype ? dresidual_ : activation(w_.dtype);
+    dm_ = dresidual_.dtype == w_.dtype ? dresidual_ : m_;
     dn_ = dhidden;
     norm_backward(saved_.size() - 1, gradients_.norm_f);
   }
 
-  // The block's normed input once more, from the residual stream.
+  // The block's input once more, where it is not kept, and its normed input.
   void norm_again(size_t i) {
-    rms_norm_fwd(ctx_, {.x = {},
-                        .residual_in = saved_[i].residual,
-                        .residual_out = {},
-                        .weight = w_.parameters.layers[i].norm,
-                        .y = n_,
-                        .rstd = {},
-                        .eps = w_.config.norm_eps});
+    RmsNorm op = norm_op(i, saved_[i].a.n);
+    if (keeps_residual(i)) {
+      op.x = op.residual_out = op.rstd = {};
+      op.residual_in = saved_[i].residual;
+    }
+    rms_norm_fwd(ctx_, op);
   }
 
   // From dn_ and dresidual_ of this norm's output to those of its inputs; dm_ gets the copy that
@@ -202,7 +206,7 @@ class TrainingStep {
     block.conv = saved_[i].conv;
     block.ssm = saved_[i].ssm;
     norm_again(i);
-    if (batch_.recompute) block_recompute(ctx_, block, saved_[i].a);
+    block_recompute(ctx_, block, saved_[i].a, /*products=*/batch_.recompute);
     block_backward(ctx_, block, saved_[i].a,
                    {.parameters = gradients_.layers[i],
                     .dm = dm_,
@@ -218,7 +222,9 @@ class TrainingStep {
   const TrainingBatch& batch_;
   const Parameters& gradients_;
   std::vector<Saved> saved_;  // one per block, and norm_f's
-  Tensor m_, n_, hidden_;     // (tokens, d_model)  T
+  BlockActivations shared_;   // by all blocks
+  Tensor m_;                  // (tokens, d_model)  T  odd blocks' output; in the backward pass dm_
+  Tensor hidden_;             // (tokens, d_model)  T
   Tensor dresidual_;  // (tokens, d_model)  R  gradient of the residual stream where the backward
                       // pass stands
   Tensor dm_, dn_;    // (tokens, d_model)  T  of a block's output and of its normed input

@@ -306,6 +306,33 @@ TEST(LanguageModelControls, RunOnTheCpuEngineToo) {
         << p.name;
 }
 
+// docs/design.md, "Memory of a training step": what a pair of blocks keeps, to the byte.
+TEST(TrainingMemory, IsWhatTheDesignSays) {
+  constexpr int64_t kTokens = 512;  // no tensor needs filling up to the workspace's alignment
+  const auto needed = [](int64_t n_layer, bool recompute) {
+    const Config config = make_config(64, 32, n_layer);
+    const TrainableModel model(config, DType::bf16);
+    const ParameterStore gradients(config);
+    const Packed input = packed({random_tokens(kTokens, 64, 1)});
+    const OwnedTensor targets = tensor_of(random_tokens(kTokens, 64, 2));
+    const OwnedTensor loss(DType::f32, {kTokens});
+    TrainingBatch batch = {.input = input.view(), .targets = targets};
+    batch.recompute = recompute;
+    Context ctx(cpu_engine());
+    forward_backward(ctx, model.weights(), batch, gradients.parameters(), loss);
+    return static_cast<int64_t>(ctx.workspace().capacity());
+  };
+  const Config c = make_config(64, 32, 2);
+  Context ctx(cpu_engine());
+  const int64_t f32 = 4, bf16 = 2;
+  const int64_t residual = kTokens * c.d_model * (f32 + bf16), rstd = kTokens * f32;
+  const int64_t saved = selective_scan_saved_size(ctx, kTokens, c.d_inner, c.d_state) * f32;
+  const int64_t products = kTokens * (2 * c.d_inner + c.x_proj_size()) * bf16;
+  // So many that the workspace's first block, of 1 MiB, is too small.
+  EXPECT_EQ(needed(34, true) - needed(32, true), residual + 2 * rstd);
+  EXPECT_EQ(needed(34, false) - needed(32, false), residual + 2 * (rstd + saved + products));
+}
+
 TEST(DecodeState, RefusesWhatIsNotItsOwn) {
   const Config c = small_config();
   Config wider = c;

@@ -78,13 +78,15 @@ SelectiveScan scan_op(const BlockArguments& block, const BlockActivations& a) {
           .saved = a.saved};
 }
 
-// From n to what the scan reads.
+// From n to what the scan reads; without `products` xz and x_dbl are there already.
 template <class Conv>
-void project(Context& ctx, const BlockArguments& block, const BlockActivations& a, Conv conv) {
+void project(Context& ctx, const BlockArguments& block, const BlockActivations& a, Conv conv,
+             bool products = true) {
   const LayerParameters& p = block.parameters;
-  linear_fwd(ctx, {.x = a.n, .weight = p.in_proj, .bias = p.in_proj_bias, .y = a.xz});
+  if (products) linear_fwd(ctx, {.x = a.n, .weight = p.in_proj, .bias = p.in_proj_bias, .y = a.xz});
   conv(ctx, conv_op(block, a));
-  if (a.x_dbl) linear_fwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = a.x_dbl});
+  if (products && a.x_dbl)
+    linear_fwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = a.x_dbl});
   if (p.dt_proj)
     linear_fwd(
         ctx,
@@ -102,13 +104,12 @@ void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, c
 
 }  // namespace
 
-BlockActivations allocate_kept_activations(Context& ctx, const Config& c, DType dtype,
-                                           int64_t tokens, bool saved) {
+BlockActivations allocate_shared_activations(Context& ctx, const Config& c, DType dtype,
+                                             int64_t tokens) {
   Arena& arena = ctx.workspace();
   BlockActivations a;
-  a.xz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
+  a.n = arena.tensor(dtype, {tokens, c.d_model});
   a.u = arena.tensor(dtype, {tokens, c.d_inner});
-  if (c.x_proj_size() > 0) a.x_dbl = arena.tensor(dtype, {tokens, c.x_proj_size()});
   if (c.selective_delta) {
     a.dt = arena.tensor(dtype, {tokens, c.d_inner});
   } else {
@@ -116,15 +117,25 @@ BlockActivations allocate_kept_activations(Context& ctx, const Config& c, DType 
     fill_zero(ctx, zero);
     a.dt = broadcast_rows(zero, tokens);
   }
-  const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
+  return a;
+}
+
+BlockActivations allocate_products(Context& ctx, const Config& c, const BlockActivations& shared,
+                                   bool saved) {
+  Arena& arena = ctx.workspace();
+  BlockActivations a = shared;
+  const int64_t tokens = a.u.shape[0];
+  const DType dtype = a.u.dtype, full = dtype == DType::f64 ? DType::f64 : DType::f32;
+  a.xz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
+  if (c.x_proj_size() > 0) a.x_dbl = arena.tensor(dtype, {tokens, c.x_proj_size()});
   if (saved)
     a.saved = arena.tensor(full, {selective_scan_saved_size(ctx, tokens, c.d_inner, c.d_state)});
   return a;
 }
 
 BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype, int64_t tokens) {
-  BlockActivations a = allocate_kept_activations(ctx, c, dtype, tokens, /*saved=*/false);
-  a.n = ctx.workspace().tensor(dtype, {tokens, c.d_model});
+  BlockActivations a = allocate_products(ctx, c, allocate_shared_activations(ctx, c, dtype, tokens),
+                                         /*saved=*/false);
   a.y = x_half(a.xz);  // free once the convolution has read it
   return a;
 }
@@ -139,14 +150,15 @@ void block_step(Context& ctx, const BlockArguments& block, const BlockActivation
   run(ctx, block, a, m, causal_conv1d_step, selective_scan_step);
 }
 
-void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a) {
+void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                     bool products) {
   const Arena::Scope scope(ctx.workspace());
   BlockArguments again = block;
   if (block.conv) {
     again.conv.data = ctx.workspace().allocate(block.conv.bytes());
     copy_elements(ctx, block.conv, again.conv);
   }
-  project(ctx, again, a, causal_conv1d_fwd);
+  project(ctx, again, a, causal_conv1d_fwd, products);
 }
 
 void block_backward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
@@ -158,11 +170,12 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
   const int64_t tokens = a.u.shape[0];
   const DType dtype = a.u.dtype;
 
-  const Tensor dy = arena.tensor(dtype, {tokens, c.d_inner});
-  const Linear out_proj = {.x = a.y, .weight = p.out_proj, .bias = {}, .y = {}};
+  const Tensor dy = a.y;
+  const Tensor dxz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
+  const Tensor y = x_half(dxz);  // until the convolution's backward pass writes dx
+  const Linear out_proj = {.x = y, .weight = p.out_proj, .bias = {}, .y = {}};
   linear_bwd(ctx, out_proj, {.dy = g.dm, .dx = dy, .dweight = {}, .dbias = {}});
 
-  const Tensor dxz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
   const Tensor du = arena.tensor(dtype, {tokens, c.d_inner});
   const Tensor ddt = arena.tensor(dtype, {tokens, c.d_inner});
   const Tensor dx_dbl = a.x_dbl ? arena.tensor(dtype, {tokens, c.x_proj_size()}) : Tensor();
@@ -182,7 +195,7 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
                       .ddt_bias = dp.dt_proj_bias,
                       .dz = z_half(dxz),
                       .dstate = g.dssm,
-                      .y = a.y});
+                      .y = y});
   linear_bwd(ctx, out_proj,
              {.dy = g.dm, .dx = {}, .dweight = dp.out_proj, .dbias = dp.out_proj_bias});
   add_product(ctx, dA, block.A, dp.A_log);  // A = -exp(A_log): dA/dA_log = A

@@ -20,8 +20,9 @@ struct BlockArguments {
   Tensor ssm;        // (slots, d_inner, d_state)     f32; none: no state
 };
 
-// Activations of one block. Forward reads n and writes the others. Backward reads all but y, which
-// it writes once more: so blocks may share n and y, when n is there again before block_backward.
+// Activations of one block. Forward reads n and writes the others. Backward reads all but y, whose
+// memory it uses for something else. Blocks of a training step share n and y, and whatever
+// block_recompute fills again.
 struct BlockActivations {
   Tensor n;      // (tokens, d_model)      T  the normed input
   Tensor xz;     // (tokens, 2 d_inner)    T
@@ -36,10 +37,13 @@ struct BlockActivations {
 // What inference needs: y takes the place of x in xz, and there is no `saved`.
 BlockActivations allocate_activations(Context& ctx, const Config& config, DType dtype,
                                       int64_t tokens);
-// What block_backward reads, without n and y. saved: with memory for the scan's states; else the
+// What all blocks of a training step share, but for y: n, u and dt.
+BlockActivations allocate_shared_activations(Context& ctx, const Config& config, DType dtype,
+                                             int64_t tokens);
+// With in_proj's and x_proj's outputs besides. saved: with memory for the scan's states; else the
 // scan's backward pass scans once more.
-BlockActivations allocate_kept_activations(Context& ctx, const Config& config, DType dtype,
-                                           int64_t tokens, bool saved);
+BlockActivations allocate_products(Context& ctx, const Config& config,
+                                   const BlockActivations& shared, bool saved);
 
 // m: (tokens, d_model) T, written. The state, where there is one, is advanced.
 void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
@@ -48,8 +52,10 @@ void block_forward(Context& ctx, const BlockArguments& block, const BlockActivat
 void block_step(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                 const Tensor& m);
 
-// Fills xz, u, x_dbl and dt again from n. The state is left as it was before block_forward.
-void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a);
+// Fills u and dt again from xz and x_dbl; with `products` these too, from n. The state is left as
+// it was before block_forward.
+void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                     bool products);
 
 struct BlockGradients {
   const LayerParameters& parameters;  // f32, added to

@@ -107,7 +107,7 @@ inline TrainableModel random_trainable(Context& ctx, const Config& config, DType
 }
 
 inline Config small_config() {
-  Config c = make_config(23, 12, 2);
+  Config c = make_config(23, 12, 3);
   c.d_inner = 20;
   c.d_state = 5;
   c.d_conv = 3;
