@@ -25,4 +25,23 @@ void check_failed(const char* condition, const char* file, int line, const std::
                      condition + (message.empty() ? "" : " (" + message + ")"));
 }
 
+std::string in_quotes(std::string_view text, size_t limit) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  std::string out = "\"";
+  for (const char c : text.substr(0, limit)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (byte >= 0x20 && byte < 0x7f) {
+      out += c;
+    } else {
+      out += "\\x";
+      out += kHex[byte >> 4];
+      out += kHex[byte & 15];
+    }
+  }
+  return out + (text.size() > limit ? "...\"" : "\"");
+}
+
 }  // namespace krait

@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "krait/error.h"
 
@@ -17,6 +18,10 @@ class CheckFailure : public std::logic_error {
 
 [[noreturn]] void check_failed(const char* condition, const char* file, int line,
                                const std::string& message = {});
+
+// Foreign text as it may stand in a message: in double quotes, control bytes and non-ASCII escaped,
+// cut after `limit` bytes.
+std::string in_quotes(std::string_view text, size_t limit = 80);
 
 }  // namespace krait
 

@@ -182,25 +182,6 @@ const json& get_array(const json& object, const std::string& key, const std::str
   return value;
 }
 
-std::string in_quotes(std::string_view text, size_t limit) {
-  static constexpr char kHex[] = "0123456789abcdef";
-  std::string out = "\"";
-  for (const char c : text.substr(0, limit)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (byte >= 0x20 && byte < 0x7f) {
-      out += c;
-    } else {
-      out += "\\x";
-      out += kHex[byte >> 4];
-      out += kHex[byte & 15];
-    }
-  }
-  return out + (text.size() > limit ? "...\"" : "\"");
-}
-
 bool JsonEvents::parse_error(size_t position, const std::string&,
                              const nlohmann::detail::exception& error) {
   throw Error("not valid JSON: " + reason(error.what()), at_byte(where_, position));

@@ -40,10 +40,6 @@ const nlohmann::json& get_array(const nlohmann::json& object, const std::string&
 // Whether the key is there with a value other than null: for members that may be left out.
 bool has_field(const nlohmann::json& object, const std::string& key, const std::string& where);
 
-// Foreign text as it may stand in a message: in double quotes, control bytes and non-ASCII escaped,
-// cut after `limit` bytes.
-std::string in_quotes(std::string_view text, size_t limit = 80);
-
 // Events of a JSON text that is read without building a tree (memory then stays in proportion to
 // what the handler keeps). Every event that a handler does not override is refused.
 class JsonEvents : public nlohmann::json_sax<nlohmann::json> {

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "core/error.h"
-#include "formats/json.h"
 #include "formats/tensor_table.h"
 
 namespace krait {

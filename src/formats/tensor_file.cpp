@@ -4,7 +4,7 @@
 #include <numeric>
 #include <span>
 
-#include "formats/json.h"
+#include "core/error.h"
 #include "formats/safetensors.h"
 #include "formats/shard_index.h"
 #include "formats/torch_zip.h"

@@ -5,7 +5,7 @@
 #include <set>
 
 #include "core/checked.h"
-#include "formats/json.h"
+#include "core/error.h"
 
 namespace krait {
 

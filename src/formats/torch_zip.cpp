@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "core/checked.h"
+#include "core/error.h"
 #include "core/mapped_file.h"
-#include "formats/json.h"
 #include "formats/pickle.h"
 #include "formats/zip.h"
 

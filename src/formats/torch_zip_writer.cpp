@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "core/mapped_file.h"
-#include "formats/json.h"
 #include "formats/pickle.h"
 #include "formats/torch_zip.h"
 #include "formats/zip.h"

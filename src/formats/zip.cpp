@@ -6,7 +6,6 @@
 
 #include "core/checked.h"
 #include "core/error.h"
-#include "formats/json.h"
 #include "formats/tensor_table.h"
 
 namespace krait {

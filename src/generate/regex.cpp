@@ -7,7 +7,6 @@
 #include <new>
 
 #include "core/error.h"
-#include "formats/json.h"
 
 namespace krait {
 namespace {

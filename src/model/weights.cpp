@@ -7,9 +7,9 @@
 #include <string>
 
 #include "core/convert.h"
+#include "core/error.h"
 #include "core/mapped_file.h"
 #include "core/threads.h"
-#include "formats/json.h"
 #include "formats/safetensors.h"
 #include "formats/tensor_file.h"
 #include "formats/torch_zip.h"

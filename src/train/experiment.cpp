@@ -298,7 +298,7 @@ void Experiment::Run::save() {
 }
 
 void Experiment::Run::write_result() const {
-  write_file_atomic(folder.path() / kResultFile, to_json(result).dump(1) + "\n");
+  write_file_atomic(folder.path() / kResultFile, result_text(result));
 }
 
 Experiment::Experiment(const Engine& engine, const ExperimentSettings& settings,

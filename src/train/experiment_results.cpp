@@ -125,6 +125,15 @@ int64_t reached_count(const ExperimentSettings& s, const std::vector<ExperimentR
                        [&](const ExperimentResult& r) { return r.reached(s.goal); });
 }
 
+Json result_json(const ExperimentResult& r) {
+  Json tests = Json::array();
+  for (const TaskScore& t : r.tests) tests.push_back(score_json(t));
+  return {{"seed", r.seed},           {"steps", r.step},
+          {"train_s", r.train_s},     {"trained", r.trained},
+          {"tested", r.tested},       {"validation", r.last ? score_json(*r.last) : Json()},
+          {"tests", std::move(tests)}};
+}
+
 }  // namespace
 
 bool ExperimentResult::reached(double goal) const {
@@ -132,13 +141,8 @@ bool ExperimentResult::reached(double goal) const {
                                [goal](const TaskScore& t) { return t.token_accuracy() >= goal; });
 }
 
-nlohmann::ordered_json to_json(const ExperimentResult& r) {
-  Json tests = Json::array();
-  for (const TaskScore& t : r.tests) tests.push_back(score_json(t));
-  return {{"seed", r.seed},           {"steps", r.step},
-          {"train_s", r.train_s},     {"trained", r.trained},
-          {"tested", r.tested},       {"validation", r.last ? score_json(*r.last) : Json()},
-          {"tests", std::move(tests)}};
+std::string result_text(const ExperimentResult& result) {
+  return result_json(result).dump(1) + "\n";
 }
 
 ExperimentResult result_from_file(const std::filesystem::path& path) {
@@ -165,7 +169,7 @@ bool passed(const ExperimentSettings& s, const std::vector<ExperimentResult>& re
 nlohmann::ordered_json results_json(const ExperimentSettings& settings,
                                     const std::vector<ExperimentResult>& results) {
   Json runs = Json::array();
-  for (const ExperimentResult& r : results) runs.push_back(to_json(r));
+  for (const ExperimentResult& r : results) runs.push_back(result_json(r));
   const bool complete = std::all_of(results.begin(), results.end(),
                                     [](const ExperimentResult& r) { return r.tested; });
   return {{"experiment", name_of(settings.task.task)},   {"settings", settings_json(settings)},

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -14,7 +14,7 @@ inline constexpr const char* kResultFile = "result.json";  // of a seed, in its 
 
 // {"seed", "steps", "train_s", "trained", "tested", "validation", "tests": [{"length", "sequences",
 // "answers", "right_answers", "right_sequences", "token_accuracy", "sequence_accuracy", "loss"}]}
-nlohmann::ordered_json to_json(const ExperimentResult& result);
+std::string result_text(const ExperimentResult& result);               // with the newline
 ExperimentResult result_from_file(const std::filesystem::path& path);  // throws Error
 
 // Of all seeds. passed: every length of the test has reached the goal with two of three seeds
