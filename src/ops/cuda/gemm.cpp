@@ -4,6 +4,8 @@
 // fixed order.
 #include "ops/cuda/gemm.h"
 
+#include <cublasLt.h>
+
 #include <bit>
 #include <map>
 #include <string>

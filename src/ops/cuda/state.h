@@ -2,7 +2,6 @@
 // and .cpp files of the module only.
 #pragma once
 
-#include <cublasLt.h>
 #include <cuda_runtime.h>
 
 #include <memory>
