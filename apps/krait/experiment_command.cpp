@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-struct Flags {
+struct ExperimentFlags {
   std::string task, out, device = "cpu", dtype = "f32";
   std::vector<uint64_t> seeds = {1, 2, 3};
   // Other than the paper's.
@@ -37,7 +37,7 @@ void put(const std::optional<T>& flag, T& setting) {
   if (flag) setting = *flag;
 }
 
-ExperimentSettings settings_of(const Flags& f) {
+ExperimentSettings settings_of(const ExperimentFlags& f) {
   const Task task = task_from_name(f.task);
   const bool copying = task == Task::selective_copying;
   ExperimentSettings s = paper_settings(task);
@@ -74,9 +74,9 @@ ExperimentSettings settings_of(const Flags& f) {
 }
 
 // Where a seed stands, on stderr: a line that is rewritten on a terminal, else one now and then.
-class Display {
+class ExperimentDisplay {
  public:
-  Display(const ExperimentSettings& settings, bool quiet)
+  ExperimentDisplay(const ExperimentSettings& settings, bool quiet)
       : steps_(settings.steps),
         terminal_(::isatty(STDERR_FILENO)),
         quiet_(quiet),
@@ -141,7 +141,7 @@ class Display {
 };
 
 // results.json, table.md and report.html of the whole experiment.
-void write_results(const Flags& flags, const ExperimentSettings& settings,
+void write_results(const ExperimentFlags& flags, const ExperimentSettings& settings,
                    const std::vector<ExperimentResult>& results) {
   const fs::path out = flags.out;
   std::vector<fs::path> runs;
@@ -152,8 +152,8 @@ void write_results(const Flags& flags, const ExperimentSettings& settings,
   write_file_atomic(out / "report.html", report_html(runs));
 }
 
-ExperimentResult run_seed(const Flags& flags, const ExperimentSettings& settings, Display& display,
-                          const std::function<bool()>& stop) {
+ExperimentResult run_seed(const ExperimentFlags& flags, const ExperimentSettings& settings,
+                          ExperimentDisplay& display, const std::function<bool()>& stop) {
   ExperimentEvents events;
   events.step = [&](const StepMetrics& m) { display.step(m); };
   events.eval = [&](int64_t, const TaskScore& s) { display.eval(s); };
@@ -169,7 +169,7 @@ ExperimentResult run_seed(const Flags& flags, const ExperimentSettings& settings
   return result;
 }
 
-int run(const Flags& flags) {
+int run(const ExperimentFlags& flags) {
   if (std::set(flags.seeds.begin(), flags.seeds.end()).size() != flags.seeds.size())
     throw UsageError("--seeds: a seed is given twice");
   ExperimentSettings settings = settings_of(flags);
@@ -178,7 +178,7 @@ int run(const Flags& flags) {
     const double passed_s = std::chrono::duration<double>(Clock::now() - start).count();
     return interrupted() || (flags.seconds > 0 && passed_s >= flags.seconds);
   };
-  Display display(settings, flags.quiet);
+  ExperimentDisplay display(settings, flags.quiet);
   catch_interrupts();
   std::vector<ExperimentResult> results;
   for (const uint64_t seed : flags.seeds) {
@@ -201,7 +201,7 @@ int run(const Flags& flags) {
   return 0;
 }
 
-void add_flags(CLI::App& app, Flags& f) {
+void add_flags(CLI::App& app, ExperimentFlags& f) {
   app.add_option("task", f.task, "selective-copying or induction-heads")
       ->required()
       ->check(CLI::IsMember({"selective-copying", "induction-heads"}));
@@ -229,7 +229,7 @@ void add_flags(CLI::App& app, Flags& f) {
   app.add_flag("--json", f.json, "Print the results as one JSON object");
 }
 
-void add_settings(CLI::App& app, Flags& f) {
+void add_settings(CLI::App& app, ExperimentFlags& f) {
   const char* const group = "Other than the paper's settings";
   const auto add = [&](const char* name, auto& value, const char* text) {
     app.add_option(name, value, text)->group(group);
@@ -260,7 +260,7 @@ void add_settings(CLI::App& app, Flags& f) {
 void add_experiment_command(CLI::App& app, CommandList& out) {
   CLI::App* const command = app.add_subcommand(
       "experiment", "Learn and test one of the paper's synthetic tasks: docs/experiments.md");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ExperimentFlags>();
   add_flags(*command, *flags);
   add_settings(*command, *flags);
   out.push_back({command, [flags] { return run(*flags); }});

@@ -132,12 +132,12 @@ int run_devices(bool json) {
   return 0;
 }
 
-struct Flags {
+struct InfoFlags {
   std::string folder;
   bool devices = false, json = false;
 };
 
-int run(const Flags& flags) {
+int run(const InfoFlags& flags) {
   if (flags.devices == !flags.folder.empty())
     throw UsageError("info needs --model or --devices, one of them");
   return flags.devices ? run_devices(flags.json) : run_model(flags.folder, flags.json);
@@ -148,7 +148,7 @@ int run(const Flags& flags) {
 void add_info_command(CLI::App& app, CommandList& out) {
   CLI::App* const command = app.add_subcommand(
       "info", "Show a model's shape, parameter counts and size of its state, or what can compute");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<InfoFlags>();
   command->add_option("-m,--model", flags->folder, "Folder with config.json and weights");
   command->add_flag("--devices", flags->devices, "Show the CPU and the GPUs of this machine");
   command->add_flag("--json", flags->json, "Print one JSON object");

@@ -8,12 +8,12 @@
 namespace krait {
 namespace {
 
-struct Flags {
+struct ReportFlags {
   std::vector<std::string> runs;
   std::string output;
 };
 
-int run(const Flags& flags) {
+int run(const ReportFlags& flags) {
   const std::vector<std::filesystem::path> folders(flags.runs.begin(), flags.runs.end());
   const std::string html = report_html(folders);
   if (flags.output == "-") {
@@ -32,7 +32,7 @@ int run(const Flags& flags) {
 void add_report_command(CLI::App& app, CommandList& out) {
   CLI::App* const command =
       app.add_subcommand("report", "Write the curves of training runs as one HTML page");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ReportFlags>();
   command
       ->add_option("runs", flags->runs, "Folders that krait train has written; several: compared")
       ->required();

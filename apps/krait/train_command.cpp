@@ -17,7 +17,7 @@
 namespace krait {
 namespace {
 
-struct Flags {
+struct TrainFlags {
   std::string config, out, resume, device;
   std::vector<std::string> settings, data;
   bool quiet = false, json = false;
@@ -42,9 +42,9 @@ int terminal_width() {
 }
 
 // The state of the run on stderr: a bar on a terminal, else a line now and then.
-class Display {
+class TrainDisplay {
  public:
-  Display(const TrainSettings& train, bool quiet)
+  TrainDisplay(const TrainSettings& train, bool quiet)
       : terminal_(::isatty(STDERR_FILENO)), quiet_(quiet), timer_(terminal_ ? 0.1 : 10) {
     progress_.steps = train.steps;
     progress_.seconds = train.seconds;
@@ -103,7 +103,7 @@ class Display {
 };
 
 // What the model writes so far, on stderr.
-void show_samples(Display& display, const TrainSettings& train, const Tokenizer& tokenizer,
+void show_samples(TrainDisplay& display, const TrainSettings& train, const Tokenizer& tokenizer,
                   int64_t step, const Weights& weights) {
   Context context(engine_of_device(train.device), static_cast<int>(train.threads));
   for (const std::string& prompt : train.sample_prompts) {
@@ -117,7 +117,7 @@ void show_samples(Display& display, const TrainSettings& train, const Tokenizer&
   }
 }
 
-RunConfig read_config_of(const Flags& flags) {
+RunConfig read_config_of(const TrainFlags& flags) {
   std::filesystem::path file = flags.config;
   const std::filesystem::path written = std::filesystem::path(flags.out) / "config.toml";
   if (file.empty() && !flags.resume.empty() && std::filesystem::exists(written)) file = written;
@@ -131,7 +131,7 @@ RunConfig read_config_of(const Flags& flags) {
   return load_run_config(file, settings);
 }
 
-void print_result(const Flags& flags, const TrainResult& result) {
+void print_result(const TrainFlags& flags, const TrainResult& result) {
   if (!flags.json) {
     write_stdout(result.model.string() + "\n");
     return;
@@ -148,9 +148,9 @@ void print_result(const Flags& flags, const TrainResult& result) {
   print_json(json);
 }
 
-int run(const Flags& flags) {
+int run(const TrainFlags& flags) {
   const RunConfig config = read_config_of(flags);
-  Display display(config.train, flags.quiet);
+  TrainDisplay display(config.train, flags.quiet);
   TrainerEvents events;
   events.step = [&](const StepMetrics& m) { display.step(m); };
   events.eval = [&](const EvalMetrics& m) { display.eval(m); };
@@ -186,7 +186,7 @@ int run(const Flags& flags) {
 
 void add_train_command(CLI::App& app, CommandList& out) {
   CLI::App* const command = app.add_subcommand("train", "Train a model on text");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<TrainFlags>();
   command->add_option("--config", flags->config,
                       "Run file (TOML); docs/training.md lists its keys");
   command
