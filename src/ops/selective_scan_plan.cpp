@@ -1,5 +1,6 @@
 #include "ops/selective_scan_plan.h"
 
+#include <algorithm>
 #include <sstream>
 
 #include "core/error.h"
@@ -22,11 +23,24 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
   const auto warps = [&](int64_t pieces, int lanes) {
     return quotient_up(s.d_inner * pieces * lanes, 32);
   };
-  // Segments side by side cost every exp twice: only where four lanes to a channel leave schedulers
-  // without two warps, and never when no sequence can be longer than a segment.
+  plan.relay_group_blocks = quotient_up(s.d_inner / s.n_groups, kScanRelayChannels);
+  plan.relay_channel_blocks = s.n_groups * plan.relay_group_blocks;
+  // Where four lanes to a channel leave schedulers with few warps, either segments are scanned side
+  // by side, which costs every exp twice, or warps take turns, which costs as much in other ways:
+  // whichever comes nearer to two warps for each scheduler, or two blocks for each multiprocessor.
+  const bool relay_can = s.d_state <= 16 && s.row_vector >= 2;
   const int natural_lanes = s.d_state <= 16 ? 4 : s.d_state <= 64 ? 8 : s.d_state <= 128 ? 16 : 32;
+  const int64_t uncut = warps(s.num_seqs, natural_lanes);
+  const auto share = [](int64_t part, int64_t whole) {
+    return std::min(1.0, static_cast<double>(part) / static_cast<double>(whole));
+  };
+  const double cut = share(warps(s.tokens / kScanSegment, natural_lanes), 2 * schedulers),
+               in_turn = relay_can
+                             ? share(s.num_seqs * plan.relay_channel_blocks, 2 * multiprocessors)
+                             : 0.0;
   plan.segmented =
-      s.tokens > kScanSegment * s.num_seqs && 4 * warps(s.num_seqs, natural_lanes) < 7 * schedulers;
+      s.tokens > kScanSegment * s.num_seqs && 4 * uncut < 7 * schedulers && cut >= in_turn;
+  plan.relay = relay_can && !plan.segmented && 10 * uncut < 13 * schedulers;
   if (s.d_state > 128) {
     layout(32, 8, 8);
   } else if (s.d_state > 64) {
@@ -66,7 +80,7 @@ std::string ScanForwardPlan::to_string() const {
   std::ostringstream out;
   out << lanes << " lanes of " << lane_states << " states, " << channels << " channels a block, "
       << (segmented ? "segments" : "sequences") << " " << pieces << " x " << channel_blocks
-      << " blocks";
+      << " blocks" << (relay ? ", in relay" : "");
   return out.str();
 }
 

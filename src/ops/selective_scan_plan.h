@@ -15,7 +15,7 @@ inline constexpr int64_t kScanChunk = 64;
 // but the first and the last ends with is exp(A sum of delta) times the state that it starts with,
 // plus the state that it ends with from zero; so are the bits, whether its segments are scanned
 // side by side or one after the other.
-inline constexpr int64_t kScanSegment = 256;
+inline constexpr int64_t kScanSegment = 2048;
 // Segment j of sequence s has slot start_s / kScanSegment + s + j, all of them distinct.
 inline constexpr int64_t scan_segment_slots(int64_t tokens, int64_t num_seqs) {
   return tokens / kScanSegment + num_seqs;
@@ -28,18 +28,23 @@ struct ScanShape {
   int row_vector = 4;  // channels of u, dt, z and y that may be read at once: 4, 2 or 1
 };
 
+inline constexpr int kScanRelayWarps = 6;     // of a block; two of 168 registers fit
+inline constexpr int kScanRelayChannels = 8;  // of a block
+
 // A block scans some channels of one sequence (or of one segment) from its start to its end.
 // `lanes` neighbouring threads share a channel, each has `lane_states` of its states.
 struct ScanForwardPlan {
   int lanes, lane_states;
   int channels;    // of a block, all of one group
   bool segmented;  // segments side by side: their ends from zero, then their starts, then the scan
-  int64_t group_blocks, channel_blocks;  // of a group's channels, of all channels
-  int64_t pieces;                        // sequences or slots of segments, at most
-  int64_t blocks;                        // in grid.x
-  int64_t chain_blocks;                  // of the kernel that finds segments' starts
-  int64_t start_states;                  // floats of scratch memory: states of segments
-  int64_t delta_sums;                    // floats of scratch memory: sums of delta of segments
+  bool relay;      // the warps of a block scan in turn (selective_scan_relay.cuh)
+  int64_t group_blocks, channel_blocks;              // of a group's channels, of all channels
+  int64_t relay_group_blocks, relay_channel_blocks;  // the same of the relay's blocks
+  int64_t pieces;                                    // sequences or slots of segments, at most
+  int64_t blocks;                                    // in grid.x
+  int64_t chain_blocks;                              // of the kernel that finds segments' starts
+  int64_t start_states;                              // floats of scratch memory: states of segments
+  int64_t delta_sums;  // floats of scratch memory: sums of delta of segments
 
   int threads() const { return lanes * channels; }
   std::string to_string() const;

@@ -17,7 +17,7 @@ std::vector<ScanShape> shapes() {
   for (int64_t d_inner : {1, 3, 16, 33, 1024, 1536, 5120, 1 << 20})
     for (int64_t d_state : {1, 2, 15, 16, 17, 64, 65, 128, 129, 256})
       for (int64_t num_seqs : {1, 2, 8, 1000})
-        for (int64_t length : {1, 31, 512, 513, 2048, (1 << 20) + 1})
+        for (int64_t length : {1, 31, 2048, 2049, 8192, (1 << 20) + 1})
           if (d_inner * num_seqs * length <= int64_t{1} << 41)
             all.push_back({length * num_seqs, num_seqs, d_inner, d_state, 1});
   all.push_back({.tokens = 700, .num_seqs = 3, .d_inner = 24, .d_state = 16, .n_groups = 8});
@@ -34,6 +34,8 @@ TEST(SelectiveScanPlan, CoversEveryChannelAndState) {
       ASSERT_GE(plan.group_blocks * plan.channels, s.d_inner / s.n_groups);
       ASSERT_EQ(plan.channel_blocks, plan.group_blocks * s.n_groups);
       ASSERT_EQ(plan.blocks, plan.pieces * plan.channel_blocks);
+      ASSERT_GE(plan.relay_group_blocks * kScanRelayChannels, s.d_inner / s.n_groups);
+      ASSERT_EQ(plan.relay_channel_blocks, plan.relay_group_blocks * s.n_groups);
       ASSERT_GE(plan.pieces, s.num_seqs);
     }
 }
@@ -70,8 +72,9 @@ TEST(SelectiveScanPlan, ScratchMemoryIsLinear) {
 }
 
 TEST(SelectiveScanPlan, SegmentsHaveSlotsOfTheirOwn) {
-  const std::vector<int64_t> lengths = {0, 1, 511, 512,  513,  0, 0,   1024, 1025, 5000,
-                                        1, 1, 1,   1536, 2048, 3, 512, 512,  0};
+  constexpr int64_t k = kScanSegment;
+  const std::vector<int64_t> lengths = {0, 1, k - 1, k,     k + 1, 0, 0, 2 * k, 2 * k + 1, 20000,
+                                        1, 1, 1,     3 * k, 4 * k, 3, k, k,     0};
   int64_t start = 0, next = 0, tokens = 0;
   for (int64_t l : lengths) tokens += l;
   for (size_t s = 0; s < lengths.size(); ++s) {
@@ -89,9 +92,25 @@ TEST(SelectiveScanPlan, CutsAlongTimeOnlyWhereSequencesAreFew) {
   };
   EXPECT_TRUE(segmented(1, 1024, 1 << 20));
   EXPECT_TRUE(segmented(1, 256, 1 << 20));
+  EXPECT_TRUE(segmented(1, 4096, 32768));
   EXPECT_FALSE(segmented(1, 1536, 128));
+  EXPECT_FALSE(segmented(1, 1536, 4096));
   EXPECT_FALSE(segmented(8, 5120, 2048));
   EXPECT_FALSE(segmented(32, 1536, 2048));
+}
+
+TEST(SelectiveScanPlan, WarpsTakeTurnsOnlyWhereChannelsAreFew) {
+  const auto relay = [](int64_t num_seqs, int64_t d_inner, int64_t length, int64_t d_state) {
+    return plan_selective_scan_fwd({num_seqs * length, num_seqs, d_inner, d_state, 1}, 132).relay;
+  };
+  EXPECT_TRUE(relay(1, 1536, 2048, 16));
+  EXPECT_TRUE(relay(8, 128, 256, 16));
+  EXPECT_FALSE(relay(8, 1024, 2048, 16));
+  EXPECT_FALSE(relay(1, 1536, 32768, 16));  // segments side by side
+  EXPECT_FALSE(relay(1, 1536, 2048, 17));
+  ScanShape narrow = {.tokens = 100, .num_seqs = 1, .d_inner = 33, .d_state = 16, .n_groups = 3};
+  narrow.row_vector = 1;
+  EXPECT_FALSE(plan_selective_scan_fwd(narrow, 132).relay);
 }
 
 TEST(SelectiveScanPlan, StepCoversEveryChannelAndSequence) {

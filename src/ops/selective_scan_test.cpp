@@ -568,8 +568,8 @@ TEST(SelectiveScan, WrongArgumentsAreRefused) {
   refused([&](SelectiveScan& op) { slots.values({0, 4}), op.slot = slots; });
 }
 
-// What the GPU's kernels branch on: tiles (32 tokens), saved states (64), segments (256), channels
-// of a block (16 and 32), states of a lane, vector loads or not.
+// What the GPU's kernels branch on: tiles (32 tokens), saved states (64), segments (2048), channels
+// of a block (8 to 64), states of a lane, vector loads or not.
 const std::vector<Case>& cuda_cases() {
   static const std::vector<Case> all = {
       {.lengths = {63, 64, 65, 128, 1}, .d_inner = 33, .d_state = 16, .strided = true},
@@ -581,6 +581,9 @@ const std::vector<Case>& cuda_cases() {
       {.lengths = {520, 30}, .d_inner = 40, .d_state = 256, .n_groups = 5, .D = false},
       {.lengths = std::vector<int>(300, 5), .d_inner = 48, .d_state = 16},
       {.lengths = {1023, 1024, 1025, 2049}, .d_inner = 17, .d_state = 16},
+      {.lengths = {2047, 2048, 4095, 4096, 4097, 6145}, .d_inner = 12, .d_state = 16},
+      {.lengths = {20000}, .d_inner = 64, .d_state = 16, .n_groups = 2},
+      {.lengths = {6200, 9}, .d_inner = 6, .d_state = 64, .z = false},
       {.lengths = std::vector<int>(70, 64), .d_inner = 100, .d_state = 16, .dt_bias = false},
   };
   return all;
@@ -633,8 +636,14 @@ TEST(SelectiveScanCuda, StepByStepIsTheWholePass) {
   op_test::on_cuda([](Context& ctx) { expect_steps_are_the_pass(ctx, kCuda); });
 }
 
-// Few sequences are cut along time and channels are spread over more lanes, many are not: the same
-// bits.
+std::vector<int> one_and_many(int one, int many, int length) {
+  std::vector<int> lengths(static_cast<size_t>(many) + 1, length);
+  lengths.front() = one;
+  return lengths;
+}
+
+// Few sequences are cut along time or scanned by warps in turn, and channels are spread over more
+// lanes; many are not: the same bits.
 TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
   op_test::on_cuda([](Context& ctx) {
     for (const Case& packed :
@@ -642,6 +651,8 @@ TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
           Case{.lengths = {1, 1600, 0, 255, 256, 257, 512}, .d_inner = 100, .d_state = 16},
           Case{.lengths = std::vector<int>(24, 40), .d_inner = 512, .d_state = 16},
           Case{.lengths = std::vector<int>(6, 2100), .d_inner = 400, .d_state = 16},
+          Case{.lengths = one_and_many(6200, 60, 20), .d_inner = 100, .d_state = 16},
+          Case{.lengths = one_and_many(20000, 50, 15), .d_inner = 128, .d_state = 16},
           Case{.lengths = {1100, 900}, .d_inner = 33, .d_state = 64}})
       expect_packed_is_separate(ctx, ctx, packed);
   });
