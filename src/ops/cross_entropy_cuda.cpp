@@ -16,6 +16,14 @@ void for_each_chunk(Context& ctx, const CrossEntropy& op, const CrossEntropyPlan
   const Arena::Scope scope(ctx.workspace());
   const Tensor memory =
       ctx.workspace().tensor(DType::f32, {std::min(tokens, plan.chunk_tokens), plan.pitch});
+  // The row kernels load whole vectors: what they read beyond the vocabulary is of no account, but
+  // is to be there.
+  if (plan.pitch > vocab_size)
+    check(cudaMemset2DAsync(memory.ptr<float>() + vocab_size,
+                            static_cast<size_t>(plan.pitch) * sizeof(float), 0,
+                            static_cast<size_t>(plan.pitch - vocab_size) * sizeof(float),
+                            static_cast<size_t>(memory.shape[0]), state_of(ctx).stream),
+          "clearing the padding of logits");
   for (int64_t begin = 0; begin < tokens; begin += plan.chunk_tokens) {
     const int64_t end = std::min(tokens, begin + plan.chunk_tokens);
     const CrossEntropy chunk = {.x = op.x.slice(0, begin, end),
