@@ -102,28 +102,37 @@ TEST(SelectiveScanBwdPlan, SharedMemoryIsAligned) {
 
 TEST(ScanStreamsPlan, CoversEveryPieceWithinTheGpusLimits) {
   for (const ScanBwdShape& s : shapes()) {
-    if (s.d_inner % kScanStreamsChannels != 0) continue;
-    const ScanStreamsPlan plan = plan_scan_streams(s.tokens, s.num_seqs, s.d_inner, 132);
+    const ScanStreamsShape shape = {s.tokens, s.num_seqs, s.d_inner, s.n_groups};
+    const int64_t group_channels = s.d_inner / s.n_groups;
+    if (group_channels % (2 * kScanStreamsChannels) != 0 || s.d_state != kScanStreamsStates)
+      continue;
+    const ScanStreamsPlan plan = plan_scan_streams(shape, 132);
     SCOPED_TRACE(testing::Message() << s.tokens << " tokens, " << s.num_seqs << " sequences, "
                                     << s.d_inner << " channels");
-    ASSERT_EQ(plan.blocks * kScanStreamsChannels, s.d_inner);
+    ASSERT_EQ(plan.blocks * plan.warps * kScanStreamsChannels, s.d_inner);
+    ASSERT_EQ(plan.group_blocks * s.n_groups, plan.blocks);
+    ASSERT_EQ(plan.carry_blocks * kScanStreamsCarryThreads, s.d_inner * kScanStreamsStates);
     ASSERT_EQ(plan.pieces, s.num_seqs + s.tokens / kScanStreamsPiece);
     ASSERT_EQ(plan.chain_blocks > 0, s.tokens > kScanStreamsPiece);
-    ASSERT_EQ(plan.part_slots > 0, plan.parts);
-    for (int64_t walkers : {plan.walkers, plan.piece_walkers}) {
+    ASSERT_EQ(plan.part_slots > 0, plan.part > 0);
+    if (plan.part > 0) {
+      ASSERT_EQ(kScanStreamsPiece % plan.part, 0);
+      ASSERT_EQ(plan.part % kScanStreamsTile, 0);
+    }
+    for (int64_t walkers : {plan.walkers, plan.carry_walkers}) {
       ASSERT_GE(walkers, 1);
       ASSERT_LE(walkers, 65535);
     }
-    ASSERT_LT(plan.blocks, int64_t{1} << 31);
-    ASSERT_LT(plan.chain_blocks, int64_t{1} << 31);
+    for (int64_t blocks : {plan.blocks, plan.carry_blocks, plan.chain_blocks})
+      ASSERT_LT(blocks, int64_t{1} << 31);
   }
 }
 
 // One short batch of few channels is cut finer, a full one is not.
 TEST(ScanStreamsPlan, FewBlocksAreWalkedInParts) {
-  EXPECT_TRUE(plan_scan_streams(2048, 1, 1536, 132).parts);
-  EXPECT_FALSE(plan_scan_streams(128, 1, 1536, 132).parts);
-  EXPECT_FALSE(plan_scan_streams(32 * 2048, 32, 1536, 132).parts);
+  EXPECT_GT(plan_scan_streams({2048, 1, 1536, 1}, 132).part, 0);
+  EXPECT_EQ(plan_scan_streams({kScanStreamsTile, 1, 1536, 1}, 132).part, 0);
+  EXPECT_EQ(plan_scan_streams({32 * 2048, 32, 1536, 1}, 132).part, 0);
 }
 
 }  // namespace

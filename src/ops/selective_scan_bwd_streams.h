@@ -9,55 +9,87 @@
 
 namespace krait::cuda {
 
-inline constexpr int kScanStreamsWarps = 4;
-inline constexpr int kScanStreamsThreads = 32 * kScanStreamsWarps;
-inline constexpr int kScanStreamsChannels = 8 * kScanStreamsWarps;  // of a block
 inline constexpr int kScanStreamsStates = 16;
-inline constexpr int kScanStreamsBlocks = 4;  // on a multiprocessor, of 128 registers a thread
+inline constexpr int kScanStreamsChannels = 16;  // of a warp
+inline constexpr int kScanStreamsMaxWarps = 4;   // of a block: they share B, C and add up dB, dC
+inline constexpr int kScanStreamsWarpsPerMultiprocessor = 8;  // of 255 registers a thread
+inline constexpr int kScanStreamsCarryThreads = 256;          // one for each channel and state
+inline constexpr int kScanStreamsCarryBlocks = 3;             // on a multiprocessor
 inline constexpr int kScanStreamsChainThreads = 128;
 // A longer sequence is walked in pieces of this many tokens, whatever else is in the batch: so its
 // bits depend on nothing else. All but the last have a slot: piece j of sequence s has slot
 // start_s / kScanStreamsPiece + j, all of them distinct.
 inline constexpr int64_t kScanStreamsPiece = 2048;
-// Where that makes too few blocks, pieces are walked in parts side by side, after a pass that finds
-// what flows into each: the same bits.
-inline constexpr int64_t kScanStreamsPart = 128;
+inline constexpr int64_t kScanStreamsTile = 64;  // parts are whole tiles
 
-struct ScanStreamsPlan {
-  int64_t blocks;         // grid.x: of channels, over all groups
-  int64_t slots;          // of pieces behind which there is another one
-  int64_t pieces;         // last pieces, and slots
-  int64_t piece_walkers;  // grid.y of the passes that come first
-  bool parts;
-  int64_t part_slots;    // 0 without parts
-  int64_t walkers;       // grid.y: block y takes pieces (or parts) y, y + walkers, ..
-  int64_t chain_blocks;  // of the kernel that chains pieces; 0 if no sequence can have many
+struct ScanStreamsShape {
+  int64_t tokens, num_seqs, d_inner, n_groups;
 };
 
-inline ScanStreamsPlan plan_scan_streams(int64_t tokens, int64_t num_seqs, int64_t d_inner,
-                                         int multiprocessors) {
+struct ScanStreamsPlan {
+  int warps;              // of a block
+  int64_t blocks;         // grid.x: of channels, over all groups
+  int64_t group_blocks;   // of a group
+  int64_t slots;          // of pieces behind which there is another one
+  int64_t pieces;         // last pieces, and slots
+  int64_t walkers;        // grid.y: block y takes pieces (or parts) y, y + walkers, ..
+  int64_t carry_blocks;   // grid.x of the passes that come first: of channels and states
+  int64_t carry_walkers;  // and their grid.y
+  int64_t chain_blocks;   // of the kernel that chains pieces; 0 if no sequence can have many
+  // Where pieces are too few they are walked in parts side by side, after a pass that finds what
+  // flows into each: the same bits. Tokens of a part; 0: not.
+  int64_t part;
+  int64_t part_slots;
+};
+
+// About how long the walk takes in parts of that many tokens, in twentieths of the time for a token
+// where all blocks are in use: a block alone on its multiprocessor takes two thirds of it.
+// Beginning and ending a part costs as much as 32 tokens; finding what flows into parts, 8 % of the
+// walk.
+inline int64_t scan_streams_time(int64_t part, int64_t longest, int64_t walks, int64_t at_once,
+                                 int64_t carry_rounds) {
+  const int64_t parts = (longest + part - 1) / part, blocks = walks * parts,
+                rest = blocks % at_once;
+  const int64_t rounds = blocks / at_once * 20 + (rest == 0 ? 0 : rest * 2 <= at_once ? 13 : 20);
+  return rounds * (part + 32) + (parts > 1 ? longest * carry_rounds * 6 / 5 : 0);
+}
+
+inline ScanStreamsPlan plan_scan_streams(const ScanStreamsShape& s, int multiprocessors) {
+  constexpr int64_t kWaves = 16, kMaxGridY = 65535;
   ScanStreamsPlan plan{};
-  plan.blocks = d_inner / kScanStreamsChannels;
-  plan.slots = tokens / kScanStreamsPiece;
-  plan.pieces = num_seqs + plan.slots;
+  const int64_t group_channels = s.d_inner / s.n_groups;
+  plan.warps = group_channels % (kScanStreamsChannels * kScanStreamsMaxWarps) == 0
+                   ? kScanStreamsMaxWarps
+                   : kScanStreamsMaxWarps / 2;
+  plan.group_blocks = group_channels / (kScanStreamsChannels * plan.warps);
+  plan.blocks = plan.group_blocks * s.n_groups;
+  plan.slots = s.tokens / kScanStreamsPiece;
+  plan.pieces = s.num_seqs + plan.slots;
+  plan.carry_blocks = s.d_inner * kScanStreamsStates / kScanStreamsCarryThreads;
+  plan.carry_walkers = std::clamp<int64_t>(plan.pieces, 1, kMaxGridY);
+  const int64_t at_once =
+      int64_t{kScanStreamsWarpsPerMultiprocessor} * multiprocessors / plan.warps;
+  const int64_t likely_pieces = std::max(s.num_seqs, plan.slots);
+  const int64_t longest =
+      std::min(kScanStreamsPiece, (s.tokens + likely_pieces - 1) / likely_pieces);
+  const auto time = [&](int64_t part) {
+    const int64_t carry_rounds =
+        plan.carry_blocks * likely_pieces / (int64_t{kScanStreamsCarryBlocks} * multiprocessors) +
+        1;
+    return scan_streams_time(part, longest, plan.blocks * likely_pieces, at_once, carry_rounds);
+  };
+  int64_t best = time(std::max<int64_t>(longest, 1));
+  for (int64_t part = kScanStreamsTile; part < longest; part *= 2)
+    if (time(part) < best) best = time(part), plan.part = part;
+  if (plan.part > 0) plan.part_slots = s.num_seqs + s.tokens / plan.part;
   // Sums over tokens (dA, dD, ddt_bias) are kept per walker: one for each piece, but no more than
   // deal out the work evenly.
-  constexpr int64_t kWaves = 16, kMaxGridY = 65535;
-  const int64_t enough =
-      std::min(kMaxGridY, kWaves * kScanStreamsBlocks * multiprocessors / plan.blocks + 1);
-  plan.piece_walkers = std::clamp<int64_t>(plan.pieces, 1, enough);
-  plan.walkers = plan.piece_walkers;
-  const int64_t likely_pieces = std::max(num_seqs, plan.slots);
-  plan.parts =
-      plan.blocks * likely_pieces * 2 < 3 * multiprocessors && tokens > kScanStreamsPart * num_seqs;
-  if (plan.parts) {
-    constexpr int64_t kParts = kScanStreamsPiece / kScanStreamsPart;
-    plan.part_slots = num_seqs + tokens / kScanStreamsPart;
-    plan.walkers = std::clamp<int64_t>(plan.pieces * kParts, 1, enough);
-  }
-  if (tokens > kScanStreamsPiece)
+  const int64_t parts = plan.part > 0 ? kScanStreamsPiece / plan.part : 1;
+  plan.walkers = std::clamp<int64_t>(plan.pieces * parts, 1,
+                                     std::min(kMaxGridY, kWaves * at_once / plan.blocks + 1));
+  if (s.tokens > kScanStreamsPiece)
     plan.chain_blocks =
-        plan.slots * ((d_inner * kScanStreamsStates - 1) / kScanStreamsChainThreads + 1);
+        plan.slots * ((s.d_inner * kScanStreamsStates - 1) / kScanStreamsChainThreads + 1);
   return plan;
 }
 

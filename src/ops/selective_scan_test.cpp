@@ -375,14 +375,16 @@ TEST(SelectiveScan, StepByStepIsTheWholePass) {
 
 // A sequence's bits, forward and backward, do not depend on its neighbours and its slot. `alone`
 // computes one sequence at a time.
-void expect_packed_is_separate(Context& together, Context& alone, const Case& packed) {
-  Scan all(packed, DType::f32);
+void expect_packed_is_separate(Context& together, Context& alone, const Case& packed,
+                               DType type = DType::f32) {
+  SCOPED_TRACE(::testing::PrintToString(packed) + " " + name_of(type));
+  Scan all(packed, type);
   all.forward(together);
   all.backward(together);
   int64_t begin = 0;
   for (size_t s = 0; s < packed.lengths.size(); ++s) {
     const int64_t end = begin + packed.lengths[s];
-    Scan one(packed, DType::f32);
+    Scan one(packed, type);
     SelectiveScan op = one.op;
     SelectiveScanGrad grad = one.grad;
     for (Tensor* t : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *t = t->slice(0, begin, end);
@@ -418,8 +420,8 @@ TEST(SelectiveScan, PackedIsSeparateBitForBit) {
   expect_packed_is_separate(two, one, {.lengths = {33, 50, 7}, .d_inner = 40, .d_state = 16});
 }
 
-void expect_same_bits(Context& first, Context& second, const Case& c) {
-  Scan a(c, DType::f32), b(c, DType::f32);
+void expect_same_bits(Context& first, Context& second, const Case& c, DType type = DType::f32) {
+  Scan a(c, type), b(c, type);
   for (auto [scan, ctx] : {std::pair{&a, &first}, {&b, &second}}) {
     scan->forward(*ctx);
     scan->backward(*ctx);
@@ -612,6 +614,23 @@ TEST(SelectiveScanCuda, BackwardMatchesTheReference) {
   });
 }
 
+// What the backward pass of bf16 branches on: blocks of 32 and 64 channels; runs of 8 tokens;
+// pieces of 2048 tokens, parts, both, neither.
+TEST(SelectiveScanCuda, StreamsBackwardMatchesTheReference) {
+  op_test::on_cuda([](Context& ctx) {
+    for (const Case& c : std::vector<Case>{
+             {.lengths = {8, 9, 15, 0, 1, 57}, .d_inner = 32, .d_state = 16, .D = false},
+             {.lengths = {2170, 100, 4097}, .d_inner = 64, .d_state = 16},
+             {.lengths = {300, 70, 1}, .d_inner = 64, .d_state = 16, .dt_bias = false},
+             {.lengths = {2100, 130}, .d_inner = 96, .d_state = 16, .n_groups = 3},
+             {.lengths = {150}, .d_inner = 128, .d_state = 16, .n_groups = 2, .state = false},
+             {.lengths = std::vector<int>(200, 66), .d_inner = 64, .d_state = 16}}) {
+      SCOPED_TRACE(::testing::PrintToString(c));
+      expect_backward_like_reference(ctx, kCuda, c, DType::bf16, true);
+    }
+  });
+}
+
 TEST(SelectiveScanCuda, LongSequencesKeepTheTolerance) {
   op_test::on_cuda([](Context& ctx) {
     expect_forward_like_reference(ctx, kCuda, {.lengths = {100001}, .d_inner = 8, .d_state = 16},
@@ -658,9 +677,23 @@ TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
   });
 }
 
+// Alone in parts of pieces, together in whole pieces or in other parts.
+TEST(SelectiveScanCuda, StreamsPackedIsSeparateBitForBit) {
+  op_test::on_cuda([](Context& ctx) {
+    for (const Case& packed :
+         {Case{.lengths = {33, 50, 7}, .d_inner = 64, .d_state = 16},
+          Case{.lengths = {300, 64, 0, 2500, 2048}, .d_inner = 64, .d_state = 16},
+          Case{.lengths = {150, 70, 64}, .d_inner = 4224, .d_state = 16},
+          Case{.lengths = {200, 130, 2100}, .d_inner = 96, .d_state = 16, .n_groups = 3}})
+      expect_packed_is_separate(ctx, ctx, packed, DType::bf16);
+  });
+}
+
 TEST(SelectiveScanCuda, GivesTheSameBitsTwice) {
   op_test::on_cuda([](Context& ctx) {
     expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2000}, .d_inner = 300, .d_state = 16});
+    expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2100}, .d_inner = 320, .d_state = 16},
+                     DType::bf16);
   });
 }
 

@@ -1,0 +1,550 @@
+// What a block of the streams' backward pass does with a piece of a sequence: see
+// selective_scan_bwd_streams_cuda.cu.
+#pragma once
+
+#include <cstddef>
+
+#include "ops/cuda/async_copy.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/selective_scan_bwd_streams.cuh"
+
+namespace krait::cuda::scan_streams {
+
+inline constexpr int kRun = 8;  // tokens that are in registers at a time
+inline constexpr int kRuns = kTile / kRun;
+inline constexpr int kRowPitch = 36;  // floats: tokens 2q lie 8 banks apart
+inline constexpr int kDyPitch = 20;
+inline constexpr int kLaneStates = 32 * 4;  // floats: four states of each lane
+
+template <int kWarps>
+struct Shared {
+  struct Warp {
+    float rows[kTile][kRowPitch];         // delta, delta u of pairs of channels
+    float dy[kRun][kDyPitch];             // dy silu(z) of a run
+    float states[kRuns][2][kLaneStates];  // before each run
+    float constants[8][4];                // D and dt_bias of pairs of channels
+    float kept[4][kLaneStates];  // what the lanes would keep in registers: y and inputs of a run,
+                                 // dD and ddt_bias
+    float parts[kRun][kLaneStates];  // the lanes' q and w
+  };
+  float sums[2][kWarps][2][kLaneStates];  // dB, dC of a run, by warp; two take turns
+  float bc[kTile][2 * kStates];
+  float identity[2][kLaneStates];  // as operand A, above zeros and below
+  float* partial[128];             // where the threads' sums of dB and dC go, first token
+  Warp warp[kWarps];
+};
+
+// The thread's number, read afresh: what follows from it is computed where it is needed, else the
+// compiler keeps it, in local memory, whose loads wait behind those from global memory.
+__device__ __forceinline__ uint32_t this_thread() {
+  uint32_t thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
+// Without a branch, which would end what the compiler schedules as one.
+__device__ __forceinline__ void store_pair_if(bool there, bf16* to, const Floats<2>& v) {
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.b32 [%1], %2;}" ::"r"(
+                   static_cast<uint32_t>(there)),
+               "l"(__cvta_generic_to_global(to)), "r"(pack<bf16>(v).word[0]));
+}
+
+// delta is zero where there is no token: that leaves states and gradients as they are.
+struct Pairs {
+  Packed<bf16, 2> u[2], dt[2], z[2], dy[2];  // of two tokens
+};
+
+// Two channels of two tokens.
+struct Outputs {
+  float y[2][2], q[2][2], w[2][2];
+};
+
+template <int kWarps>
+struct Block {
+  using SharedMemory = Shared<kWarps>;
+  using Warp = typename SharedMemory::Warp;
+  static constexpr int kRounds = 4 / kWarps;
+  static constexpr int kDyAt = offsetof(Warp, dy) / 4, kStatesAt = offsetof(Warp, states) / 4,
+                       kConstants = offsetof(Warp, constants) / 4,
+                       kPartsAt = offsetof(Warp, parts) / 4,
+                       kKept = offsetof(Warp, kept) / 4;  // floats
+  static constexpr uint32_t kSums = offsetof(SharedMemory, sums),
+                            kSumsBytes = sizeof(SharedMemory::sums),
+                            kIdentity = offsetof(SharedMemory, identity);
+  enum { kKeptY, kKeptInputs, kKeptSums = 3 };
+  const Args& a;
+  Shared<kWarps>& sh;
+  int g, q, channel;  // the lane's pair of channels starts there
+  int64_t state_at;   // of its first channel's states in (d_inner, d_state)
+  // Places in shared memory: the warp's part and there the pair of channels', at 16 and at 8 bytes
+  // for each, and the lane's; the quad of states in bc.
+  uint32_t block_at, pair_at, dy_at, lane_at, bc_at;
+  float A[2][4], carry[2][4], dA[2][4];
+
+  __device__ __forceinline__ Block(const Args& args, Shared<kWarps>& shared) : a(args), sh(shared) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+    auto& mine = sh.warp[thread / 32];
+    g = lane / 4, q = lane % 4;
+    channel = (static_cast<int>(blockIdx.x) * kWarps + thread / 32) * kScanStreamsChannels + g * 2;
+    state_at = int64_t{channel} * kStates + q * 4;
+    pair_at = pinned_address(&mine.rows[0][g * 4]), dy_at = shared_address(&mine.rows[0][g * 2]);
+    lane_at = pinned_address(&mine.rows[0][lane * 4]), bc_at = pinned_address(&sh.bc[0][q * 4]);
+    if (thread < 32) {
+      const float one = g == q ? 1.f : 0.f, one4 = g == q + 4 ? 1.f : 0.f;
+      *reinterpret_cast<float4*>(&sh.identity[0][lane * 4]) = make_float4(one, 0, one4, 0);
+      *reinterpret_cast<float4*>(&sh.identity[1][lane * 4]) = make_float4(0, one, 0, one4);
+    }
+    block_at = pinned_address(&sh);
+    for (int k = thread; k < 128; k += 32 * kWarps) {
+      const int row = k / 32 % 2 * 4 + k % 4, quad = k / 4 % 4, pair = k / 16 % 2;
+      sh.partial[k] =
+          (k < 64 ? a.dB : a.dC) + (blockIdx.x * a.tokens + row) * kStates + quad * 4 + pair * 2;
+    }
+    const Floats<2> D = channels(a.D), bias = channels(a.dt_bias);
+    if (q == 0) store4(pair_at, kConstants, D[0], D[1], bias[0], bias[1]);
+    __syncwarp();  // the constants are there
+    store4(lane_at, kKept + kKeptSums * kLaneStates, 0, 0, 0, 0);
+    zero(dA);
+    load_states(A, a.A);
+#pragma unroll
+    for (int s = 0; s < 4; ++s) A[0][s] *= kLog2E, A[1][s] *= kLog2E;
+  }
+
+  __device__ __forceinline__ uint32_t run_rows(int j) const {
+    return pair_at + static_cast<uint32_t>(j) * kRun * kRowPitch * 4;
+  }
+  __device__ __forceinline__ uint32_t own_rows(int j) const {
+    return run_rows(j) + static_cast<uint32_t>(q) * 2 * kRowPitch * 4;
+  }
+  __device__ __forceinline__ uint32_t run_states(int j) const {
+    return lane_at + static_cast<uint32_t>(j) * 2 * kLaneStates * 4;
+  }
+  __device__ __forceinline__ uint32_t run_bc(int j) const {
+    return bc_at + static_cast<uint32_t>(j) * kRun * 2 * kStates * 4;
+  }
+  static __device__ __forceinline__ void zero(float (&v)[2][4]) {
+#pragma unroll
+    for (int s = 0; s < 4; ++s) v[0][s] = v[1][s] = 0;
+  }
+  __device__ __forceinline__ void load_before(float (&h)[2][4], int j) const {
+    load4(h[0], run_states(j), kStatesAt), load4(h[1], run_states(j), kStatesAt + kLaneStates);
+  }
+  // The lane's states from, and to, (d_inner, d_state); null: zeros.
+  __device__ __forceinline__ void load_states(float (&v)[2][4], const float* from) const {
+    if (!from) return zero(v);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const Floats<4> x = load_vector<4>(from + state_at + c * kStates);
+#pragma unroll
+      for (int s = 0; s < 4; ++s) v[c][s] = x[s];
+    }
+  }
+  __device__ __forceinline__ void store_states(const float (&v)[2][4], float* to) const {
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+      *reinterpret_cast<float4*>(to + state_at + c * kStates) =
+          make_float4(v[c][0], v[c][1], v[c][2], v[c][3]);
+  }
+  // B and C of the tile, zero where there is no token: on their way, and there.
+  static constexpr int kStep = 4 * kWarps, kSteps = kTile / kStep;
+  __device__ __forceinline__ void load_bc(Packed<bf16, 4> (&x)[kSteps], int t0, int tokens) const {
+    const int thread = static_cast<int>(threadIdx.x), part = thread % 8;
+    const int group = channel / a.group_channels, at = part % 4 * 4;
+    const bf16* from = (part < 4 ? a.B + group * a.B_group : a.C + group * a.C_group) + at;
+    const uint32_t row = part < 4 ? a.B_row : a.C_row;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const int t = thread / 8 + k * kStep;
+      x[k] = {};
+      if (t < tokens) x[k] = load_packed<4>(row_of(from, t0 + t, row));
+    }
+  }
+  __device__ __forceinline__ void put_bc(const Packed<bf16, 4> (&x)[kSteps]) const {
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      const Floats<4> f = unpack(x[k]);
+      *reinterpret_cast<float4*>(&sh.bc[thread / 8 + k * kStep][thread % 8 * 4]) =
+          make_float4(f[0], f[1], f[2], f[3]);
+    }
+  }
+
+  // The lane's channels of two tokens, of those before `end`.
+  static constexpr int kNowhere = -2 * kTile;
+  __device__ __forceinline__ void load_pairs(Packed<bf16, 2> (&v)[2], const bf16* from,
+                                             uint32_t row, int token, int end) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      v[i] = load_pair(row_of(from + channel, token + i, row), token + i < end);
+  }
+  __device__ __forceinline__ void load_inputs(Pairs& in, int token, int end) const {
+    load_pairs(in.u, a.u, a.u_row, token, end);
+    load_pairs(in.dt, a.dt, a.dt_row, token, end);
+    load_pairs(in.z, a.z, a.z_row, token, end);
+    load_pairs(in.dy, a.dy, a.dy_row, token, end);
+  }
+  __device__ __forceinline__ Floats<2> channels(const float* from) const {
+    return from ? load_vector<2>(from + channel) : constant<2>(0);
+  }
+
+  // delta and delta u of the lane's channels of two tokens of run j.
+  __device__ __forceinline__ void put_rows(int j, int tokens, const Packed<bf16, 2> (&u)[2],
+                                           const Packed<bf16, 2> (&dt)[2]) const {
+    float constants[4];
+    load4(constants, pair_at, kConstants);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool there = j * kRun + q * 2 + i < tokens;
+      const Floats<2> dts = unpack(dt[i]), us = unpack(u[i]);
+      float delta0 = softplus(dts[0] + constants[2]), delta1 = softplus(dts[1] + constants[3]);
+      delta0 = there ? delta0 : 0.f, delta1 = there ? delta1 : 0.f;
+      store4(own_rows(j), i * kRowPitch, delta0, delta1, delta0 * us[0], delta1 * us[1]);
+    }
+  }
+  __device__ __forceinline__ void put_dy(const Packed<bf16, 2> (&z)[2],
+                                         const Packed<bf16, 2> (&dy)[2]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Floats<2> zs = unpack(z[i]), dys_ = unpack(dy[i]);
+      store2(dy_at + static_cast<uint32_t>(q) * 2 * kDyPitch * 4, kDyAt + i * kDyPitch,
+             dys_[0] * silu(zs[0]), dys_[1] * silu(zs[1]));
+    }
+  }
+
+  // delta and delta u of the tile from run j on.
+  __device__ __forceinline__ void fetch_rows(int t0, int end, int j) const {
+    constexpr int kAhead = 4;  // runs whose loads are under way at once
+#pragma unroll 1
+    for (; j < kRuns && t0 + j * kRun < end; j += kAhead) {
+      Packed<bf16, 2> u[kAhead][2], dt[kAhead][2];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int token = t0 + (j + k) * kRun + q * 2, limit = min(end, t0 + kTile);
+        load_pairs(u[k], a.u, a.u_row, token, limit);
+        load_pairs(dt[k], a.dt, a.dt_row, token, limit);
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        if (j + k >= kRuns) break;
+        put_rows(j + k, end - t0, u[k], dt[k]);
+      }
+    }
+  }
+
+  __device__ const float* before_tile(const Piece& p, int t0) const {
+    return t0 > p.seq_begin ? a.saved + (t0 / kTile - 1) * plane_of(a)
+           : a.state        ? a.state + p.state_row * plane_of(a)
+                            : nullptr;
+  }
+
+  // From h before the tile to h before its last run, leaving those before each run in shared
+  // memory.
+  __device__ __forceinline__ void scan_to_last_run(float (&h)[2][4], int last) const {
+    const auto store = [&](int j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c)
+        store4(run_states(j), kStatesAt + c * kLaneStates, h[c][0], h[c][1], h[c][2], h[c][3]);
+    };
+#pragma unroll 1
+    for (int j = 0; j < last; ++j) {
+      const uint32_t row = run_rows(j), b = run_bc(j);
+      store(j);
+#pragma unroll
+      for (int t = 0; t < kRun; ++t) {
+        float d[4], B[4];  // delta, delta u
+        load4(d, row, t * kRowPitch);
+        load4(B, b, t * 2 * kStates);
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+#pragma unroll
+          for (int s = 0; s < 4; ++s)
+            h[c][s] = fmaf(exp2_approx(d[c] * A[c][s]), h[c][s], d[2 + c] * B[s]);
+      }
+    }
+    store(last);
+  }
+
+  using Run = float[kRun][2][4];
+
+  // A_bar and h of a run, and y.
+  __device__ __forceinline__ void run_forward(int j, const float (&before)[2][4], Run& a_bar,
+                                              Run& h) const {
+    const uint32_t row = run_rows(j), b = run_bc(j);
+    float y[2][2] = {};
+    float C[4];  // of token g
+    load4(C, b + static_cast<uint32_t>(g) * 8 * kStates, kStates);
+#pragma unroll
+    for (int t = 0; t < kRun; ++t) {
+      float d[4], B[4];
+      load4(d, row, t * kRowPitch);
+      load4(B, b, t * 2 * kStates);
+#pragma unroll
+      for (int c = 0; c < 2; ++c)
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+          a_bar[t][c][s] = exp2_approx(d[c] * A[c][s]);
+          h[t][c][s] = fmaf(a_bar[t][c][s], t == 0 ? before[c][s] : h[t > 0 ? t - 1 : 0][c][s],
+                            d[2 + c] * B[s]);
+        }
+      float all[4];  // channels, by tokens whose C it is
+      mma_from_zero(all, h[t][0][0], h[t][1][0], h[t][0][1], h[t][1][1], C[0], C[1]);
+      mma(all, h[t][0][2], h[t][1][2], h[t][0][3], h[t][1][3], C[2], C[3]);
+      const bool own = q == t / 2;
+      y[t % 2][0] = own ? all[t % 2] : y[t % 2][0];
+      y[t % 2][1] = own ? all[2 + t % 2] : y[t % 2][1];
+    }
+    store4(lane_at, kKept + kKeptY * kLaneStates, y[0][0], y[0][1], y[1][0], y[1][1]);
+  }
+
+  // sum += v over the pairs of channels, into a column of it: d0 + d2 is state 4 (g % 4) + g / 4 *
+  // 2 of token q, d1 + d3 the next state.
+  __device__ __forceinline__ void add_channels(float (&sum)[4], const float (&v)[4],
+                                               const float (&column)[2],
+                                               const float (&identity)[2][4]) const {
+    float turned[4];  // rows: states, the odd ones 8 below; columns: pairs of channels
+    mma_from_zero(turned, identity[0][0], identity[0][1], identity[0][2], identity[0][3], v[0],
+                  v[2]);
+    mma(turned, identity[1][0], identity[1][1], identity[1][2], identity[1][3], v[1], v[3]);
+    mma(sum, turned[0], turned[1], turned[2], turned[3], column[0], column[1]);
+  }
+
+  // dB: dh delta u; dC: dy h; q: sum of dh B; w: sum of dh A_bar h A.
+  __device__ __forceinline__ void run_back(int j, const Run& a_bar, const Run& h) {
+    const uint32_t row = run_rows(j), b = run_bc(j);
+    const uint32_t thread = this_thread();
+    const uint32_t sums_to = block_at + kSums + static_cast<uint32_t>(j & 1) * (kSumsBytes / 2) +
+                             thread / 32 * (2 * kLaneStates * 4) + thread % 32 * 8;
+    const uint32_t identity = block_at + kIdentity + thread % 32 * 16;
+    float dB[4], dC[4];  // of four tokens
+    float ones[2][4];
+    load4(ones[0], identity), load4(ones[1], identity, kLaneStates);
+#pragma unroll
+    for (int t = kRun - 1; t >= 0; --t) {
+      if (t % 4 == 3) dB[0] = dB[1] = dB[2] = dB[3] = dC[0] = dC[1] = dC[2] = dC[3] = 0;
+      float d[4], dy[2], B[4], C[4];
+      load4(d, row, t * kRowPitch);
+      load2(dy, dy_at, kDyAt + t * kDyPitch);
+      load4(B, b, t * 2 * kStates);
+      load4(C, b, t * 2 * kStates + kStates);
+      float before[2][4];
+      if (t == 0) {
+        load_before(before, j);
+      } else {
+#pragma unroll
+        for (int s = 0; s < 4; ++s) before[0][s] = h[t - 1][0][s], before[1][s] = h[t - 1][1][s];
+      }
+      float qw[4], xdh[4], dyh[4];
+#pragma unroll
+      for (int s = 0; s < 4; ++s) {
+        dyh[s] = fmaf(dy[1], h[t][1][s], dy[0] * h[t][0][s]);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float dh = fmaf(dy[c], C[s], carry[c][s]);
+          xdh[s] = c == 0 ? d[2 + c] * dh : fmaf(d[2 + c], dh, xdh[s]);
+          qw[c] = s == 0 ? dh * B[s] : fmaf(dh, B[s], qw[c]);
+          carry[c][s] = dh * a_bar[t][c][s];
+          const float decayed = carry[c][s] * before[c][s];
+          qw[2 + c] = s == 0 ? decayed * A[c][s] : fmaf(decayed, A[c][s], qw[2 + c]);
+          dA[c][s] = fmaf(decayed, d[c], dA[c][s]);
+        }
+      }
+      store4(lane_at, kPartsAt + t * kLaneStates, qw[0], qw[1], qw[2], qw[3]);
+      const float column[2] = {g == t % 4 * 2 ? 1.f : 0.f, g == t % 4 * 2 + 1 ? 1.f : 0.f};
+      add_channels(dB, xdh, column, ones);
+      add_channels(dC, dyh, column, ones);
+      if (t % 4 > 0) continue;
+      store2(sums_to, t / 4 * 64, dB[0] + dB[2], dB[1] + dB[3]);
+      store2(sums_to, kLaneStates + t / 4 * 64, dC[0] + dC[2], dC[1] + dC[3]);
+    }
+  }
+
+  // dB, dC of the run: over the warps.
+  __device__ __forceinline__ void add_warps(int t0, int j, int tokens) const {
+    const uint32_t thread = this_thread();
+#pragma unroll
+    for (uint32_t round = 0; round < kRounds; ++round) {
+      const uint32_t k = round * 32 * kWarps + thread, kind = k / 64, row = k / 32 % 2 * 4 + k % 4;
+      const uint32_t from = block_at + kSums + static_cast<uint32_t>(j & 1) * (kSumsBytes / 2) +
+                            kind * (kLaneStates * 4) + k % 64 * 8;
+      float sum[2] = {};
+#pragma unroll
+      for (int warp = 0; warp < kWarps; ++warp) {
+        float v[2];
+        load2(v, from, warp * 2 * kLaneStates);
+        sum[0] += v[0], sum[1] += v[1];
+      }
+      float* to = row_of(sh.partial[k], t0 + j * kRun, kStates * 4);
+      if (j * kRun + static_cast<int>(row) < tokens)
+        *reinterpret_cast<float2*>(to) = make_float2(sum[0], sum[1]);
+    }
+  }
+
+  // y, and q and w over the states of the block.
+  __device__ __forceinline__ void add_parts(Outputs& out) const {
+    float y[4];
+    load4(y, lane_at, kKept + kKeptY * kLaneStates);
+    out.y[0][0] = y[0], out.y[0][1] = y[1], out.y[1][0] = y[2], out.y[1][1] = y[3];
+    // Of the first of the quad's lanes and the first of the lane's tokens.
+    const auto q = static_cast<uint32_t>(this_thread()) % 4;
+    const uint32_t own = lane_at + q * (2 * kLaneStates * 4 - 16);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        float v[4];  // in an order that has no bank conflicts
+        load4(v, own + (static_cast<uint32_t>(k) + q) % 4 * 16, kPartsAt + i * kLaneStates);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          out.q[i][c] = k == 0 ? v[c] : out.q[i][c] + v[c];
+          out.w[i][c] = k == 0 ? v[2 + c] : out.w[i][c] + v[2 + c];
+        }
+      }
+  }
+
+  // du, ddt, dz and y of two tokens.
+  __device__ __forceinline__ void store_outputs(const Outputs& out, const Pairs& in,
+                                                const float (&deltas)[2][4], int j, int t0,
+                                                int tokens) {
+    float constants[4], sums[4];  // dD, ddt_bias
+    load4(constants, pair_at, kConstants);
+    load4(sums, lane_at, kKept + kKeptSums * kLaneStates);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = j * kRun + q * 2 + i;
+      const bool there = t < tokens;
+      const int token = t0 + t;
+      const Floats<2> us = unpack(in.u[i]), zs = unpack(in.z[i]), dts = unpack(in.dt[i]),
+                      dys_ = unpack(in.dy[i]);
+      Floats<2> du, ddt, dz, y;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float s = sigmoid(zs[c]), gate = zs[c] * s, dy = dys_[c] * gate;
+        const float before_gate = fmaf(constants[c], us[c], out.y[i][c] * (1 + kCutToTf32));
+        du[c] = fmaf(out.q[i][c], deltas[i][c], dy * constants[c]);
+        ddt[c] = fmaf(out.q[i][c], us[c], out.w[i][c] * kLn2) * sigmoid(dts[c] + constants[2 + c]);
+        dz[c] = dys_[c] * before_gate * fmaf(gate, 1.f - s, s);
+        y[c] = before_gate * gate;
+        sums[c] = fmaf(dy, us[c], sums[c]);
+        sums[2 + c] += there ? ddt[c] : 0.f;
+      }
+      store_pair_if(there, row_of(a.du + channel, token, a.du_row), du);
+      store_pair_if(there, row_of(a.ddt + channel, token, a.ddt_row), ddt);
+      store_pair_if(there, row_of(a.dz + channel, token, a.dz_row), dz);
+      store_pair_if(there && a.y, row_of(a.y + channel, token, a.y_row), y);
+    }
+    store4(lane_at, kKept + kKeptSums * kLaneStates, sums[0], sums[1], sums[2], sums[3]);
+  }
+
+  // What is on its way from global memory while the run before (behind, in time) is being walked.
+  struct Ahead {
+    Pairs in;                     // the inputs of the next run
+    Packed<bf16, 2> u[2], dt[2];  // of the run 64 tokens before it, whose rows take its rows' place
+    float h[2][4];                // before the next tile
+    Packed<bf16, 4> bc[kSteps];   // of the next tile
+  };
+
+  // Of the run whose first token of the lane is that.
+  __device__ __forceinline__ void load_run(Ahead& ahead, const Piece& p, int token) const {
+    load_inputs(ahead.in, token, token >= p.begin ? p.end : kNowhere);
+    const int before = token - kTile, end = before >= p.begin ? p.end : kNowhere;
+    load_pairs(ahead.u, a.u, a.u_row, before, end);
+    load_pairs(ahead.dt, a.dt, a.dt_row, before, end);
+  }
+  // Brings into the L2 cache what load_run will want for the run that begins there: else its loads
+  // take longer than what is computed meanwhile. A lane has a token of one of four tensors.
+  __device__ __forceinline__ void prefetch_run(const Piece& p, int token) const {
+    const uint32_t lane = this_thread() % 32, tensor = lane / 8;
+    token += static_cast<int>(lane % 8) - (tensor < 2 ? kTile : 0);
+    const bf16* from =
+        row_of((&a.u)[tensor] + (channel & -kScanStreamsChannels), token, (&a.u_row)[tensor]);
+    if (token >= p.begin) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  }
+  __device__ __forceinline__ void load_tile(Ahead& ahead, const Piece& p, int t0) const {
+    load_states(ahead.h, before_tile(p, t0));
+    load_bc(ahead.bc, t0, p.end - t0);
+  }
+
+  // The inputs of the run that is being walked rest in shared memory.
+  __device__ __forceinline__ void keep_inputs(const Pairs& in) const {
+    const auto put = [&](int k, const Packed<bf16, 2>(&x)[2], const Packed<bf16, 2>(&y)[2]) {
+      store4(lane_at, kKept + k * kLaneStates, __uint_as_float(x[0].word[0]),
+             __uint_as_float(x[1].word[0]), __uint_as_float(y[0].word[0]),
+             __uint_as_float(y[1].word[0]));
+    };
+    put(kKeptInputs, in.u, in.dt), put(kKeptInputs + 1, in.z, in.dy);
+  }
+  __device__ __forceinline__ void kept_inputs(Pairs& in) const {
+    const auto get = [&](int k, Packed<bf16, 2>(&x)[2], Packed<bf16, 2>(&y)[2]) {
+      float v[4];
+      load4(v, lane_at, kKept + k * kLaneStates);
+      x[0].word[0] = __float_as_uint(v[0]), x[1].word[0] = __float_as_uint(v[1]);
+      y[0].word[0] = __float_as_uint(v[2]), y[1].word[0] = __float_as_uint(v[3]);
+    };
+    get(kKeptInputs, in.u, in.dt), get(kKeptInputs + 1, in.z, in.dy);
+  }
+
+  __device__ __forceinline__ void walk_tile(const Piece& p, int t0, Ahead& ahead) {
+    const int tokens = min(kTile, p.end - t0), last = (tokens - 1) / kRun;
+    float h[2][4];
+#pragma unroll
+    for (int s = 0; s < 4; ++s) h[0][s] = ahead.h[0][s], h[1][s] = ahead.h[1][s];
+    scan_to_last_run(h, last);
+#pragma unroll 1
+    for (int j = last; j >= 0; --j) {
+      if (j < last) load_before(h, j);
+      Run a_bar, hs;
+      run_forward(j, h, a_bar, hs);
+      keep_inputs(ahead.in);
+      put_dy(ahead.in.z, ahead.in.dy);
+      __syncwarp();  // dy of the run is there
+      run_back(j, a_bar, hs);
+      __syncthreads();  // every warp's dB and dC are there
+      float deltas[2][4];
+      load4(deltas[0], own_rows(j)), load4(deltas[1], own_rows(j), kRowPitch);
+      put_rows(j, kTile, ahead.u, ahead.dt);
+      load_run(ahead, p, t0 + (j - 1) * kRun + q * 2);
+      prefetch_run(p, t0 + (j - 2) * kRun);
+      if (__builtin_expect(j == 0 && t0 > p.begin, 0)) load_tile(ahead, p, t0 - kTile);
+      add_warps(t0, j, tokens);
+      Outputs out;
+      add_parts(out);
+      Pairs in;
+      kept_inputs(in);
+      store_outputs(out, in, deltas, j, t0, tokens);
+    }
+  }
+
+  __device__ __forceinline__ void walk(const Piece& p) {
+    load_states(carry, a.part > 0 ? behind_part(a, p, p.begin) : flows_in(a, p));
+    const int last = last_tile(p), last_run = (p.end - last - 1) / kRun;
+    Ahead ahead;
+    load_run(ahead, p, last + last_run * kRun + q * 2);
+    load_tile(ahead, p, last);
+    __syncwarp();  // the last piece's rows have been read
+    fetch_rows(last, p.end, 0);
+    if (last > p.begin) fetch_rows(last - kTile, last, last_run + 1);
+#pragma unroll 1
+    for (int t0 = last; t0 >= p.begin; t0 -= kTile) {
+      put_bc(ahead.bc);
+      __syncthreads();  // B, C and rows are there
+      walk_tile(p, t0, ahead);
+    }
+    if (a.dstate && p.first) store_states(carry, a.dstate + p.state_row * plane_of(a));
+  }
+
+  __device__ __forceinline__ void store_sums() {
+    store_states(dA, a.dA + blockIdx.y * plane_of(a));
+    float sums[4];
+    load4(sums, lane_at, kKept + kKeptSums * kLaneStates);
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2)
+#pragma unroll
+      for (float& sum : sums) sum += __shfl_xor_sync(~0u, sum, bit);
+    if (q > 0) return;
+    float* to = a.dD_dbias + int64_t{blockIdx.y} * 2 * a.d_inner + channel;
+    *reinterpret_cast<float2*>(to) = make_float2(sums[0], sums[1]);
+    *reinterpret_cast<float2*>(to + a.d_inner) = make_float2(sums[2], sums[3]);
+  }
+};
+
+}  // namespace krait::cuda::scan_streams
