@@ -584,7 +584,7 @@ const std::vector<Case>& cuda_cases() {
       {.lengths = std::vector<int>(300, 5), .d_inner = 48, .d_state = 16},
       {.lengths = {1023, 1024, 1025, 2049}, .d_inner = 17, .d_state = 16},
       {.lengths = {2047, 2048, 4095, 4096, 4097, 6145}, .d_inner = 12, .d_state = 16},
-      {.lengths = {20000}, .d_inner = 64, .d_state = 16, .n_groups = 2},
+      {.lengths = {13000}, .d_inner = 16, .d_state = 16, .n_groups = 2},
       {.lengths = {6200, 9}, .d_inner = 6, .d_state = 64, .z = false},
       {.lengths = std::vector<int>(70, 64), .d_inner = 100, .d_state = 16, .dt_bias = false},
   };
@@ -671,7 +671,7 @@ TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
           Case{.lengths = std::vector<int>(24, 40), .d_inner = 512, .d_state = 16},
           Case{.lengths = std::vector<int>(6, 2100), .d_inner = 400, .d_state = 16},
           Case{.lengths = one_and_many(6200, 60, 20), .d_inner = 100, .d_state = 16},
-          Case{.lengths = one_and_many(20000, 50, 15), .d_inner = 128, .d_state = 16},
+          Case{.lengths = one_and_many(13000, 60, 15), .d_inner = 96, .d_state = 16},
           Case{.lengths = {1100, 900}, .d_inner = 33, .d_state = 64}})
       expect_packed_is_separate(ctx, ctx, packed);
   });
