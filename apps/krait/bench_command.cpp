@@ -15,7 +15,7 @@ constexpr int64_t kTrainedByDefault = 200'000'000;  // parameters; larger ones o
 
 struct ModelBenchFlags {
   ComputeFlags compute;
-  std::string size = "130m", config, train;
+  std::string size = "130m", config, train, recompute = "none";
   ModelBench bench;
   bool json = false;
 };
@@ -66,6 +66,7 @@ int run(ModelBenchFlags flags) {
     parse_train(flags.train, bench);
   else if (parameter_count(bench.config) < kTrainedByDefault)
     parse_train("1x512", bench);
+  bench.recompute = recompute_from_name(flags.recompute);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const ModelBenchResult r = bench_model(*ctx, bench);
   if (flags.json) {
@@ -124,8 +125,11 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
   command->add_option("--train", flags->train,
                       "Training step: sequences x tokens, e.g. 8x512; 0: leave out "
                       "(without it 1x512 for models below 200m)");
-  command->add_flag("--recompute", flags->bench.recompute,
-                    "Train with less memory: activations are computed again");
+  command
+      ->add_option("--recompute", flags->recompute,
+                   "Train with less memory, activations are computed again: none, light or full")
+      ->check(CLI::IsMember({"none", "light", "full"}))
+      ->capture_default_str();
   command
       ->add_option("--repeats", flags->bench.repeats,
                    "The best of so many runs (on a GPU: their median)")

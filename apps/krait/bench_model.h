@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "model/config.h"
+#include "model/language_model.h"
 #include "ops/context.h"
 
 namespace krait {
@@ -14,7 +14,7 @@ struct ModelBench {
   DType dtype = DType::bf16;
   int64_t prompt = 512, gen = 64;             // tokens; 0: leave out
   int64_t train_batch = 0, train_length = 0;  // sequences and their tokens; 0: leave out
-  bool recompute = false;                     // activations, in training
+  Recompute recompute = Recompute::none;      // in training
   int repeats = 3;
 };
 

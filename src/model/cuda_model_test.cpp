@@ -109,7 +109,7 @@ class Training {
         gradients_(config, DType::f32, ctx.memory()),
         loss_(DType::f32, {input_.count()}, ctx.memory()) {}
 
-  bool recompute = false;
+  Recompute recompute = Recompute::none;
 
   void queue() {
     fill_zero(ctx_, gradients_.flat());
@@ -233,9 +233,11 @@ TEST(ModelCuda, RecomputingGivesTheSameBits) {
       Training training(gpu, config, DType::bf16);
       training.queue();
       const std::vector<double> kept = training.gradients();
-      training.recompute = true;
-      training.queue();
-      EXPECT_EQ(training.gradients(), kept) << config.d_model;
+      for (const Recompute recompute : {Recompute::light, Recompute::full}) {
+        training.recompute = recompute;
+        training.queue();
+        EXPECT_EQ(training.gradients(), kept) << config.d_model;
+      }
     }
   });
 }

@@ -79,15 +79,15 @@ void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState*
   norm(w.parameters.norm_f, m, hidden);
 }
 
-// What the forward pass of a training step leaves for the backward pass. Of the residual stream
-// every other tensor is kept; the one behind it is that plus the block's output m, in half the
-// memory.
+// What the forward pass of a training step leaves for the backward pass. When it computes anything
+// again, every other tensor of the residual stream is kept; the one behind it is that plus the
+// block's output m, in half the memory.
 struct Saved {
-  Tensor residual;  // (tokens, d_model)  R  the block's input before the norm; of odd blocks shared
-  Tensor rstd;      // (tokens)
-  Tensor m;         // (tokens, d_model)  T  the block's output; of odd blocks shared
-  Tensor conv, ssm;    // the layer's state before the step; none without state
-  BlockActivations a;  // shared but for xz, x_dbl and saved; with recompute, all of it
+  Tensor residual;   // (tokens, d_model)  R  the block's input before the norm; shared if not kept
+  Tensor rstd;       // (tokens)
+  Tensor m;          // (tokens, d_model)  T  the block's output; shared if not kept
+  Tensor conv, ssm;  // the layer's state before the step; none without state
+  BlockActivations a;  // n and y are shared, and what is computed again
 };
 
 class TrainingStep {
@@ -129,23 +129,28 @@ class TrainingStep {
     return copy;
   }
 
-  static bool keeps_residual(size_t i) { return i % 2 == 0; }
+  bool keeps_residual(size_t i) const { return batch_.recompute == Recompute::none || i % 2 == 0; }
+  // Its output, from which the stream behind the block comes that is not kept.
+  bool keeps_output(size_t i) const { return batch_.recompute != Recompute::none && i % 2 == 0; }
 
   void allocate() {
     const Config& c = w_.config;
+    const bool none = batch_.recompute == Recompute::none,
+               full = batch_.recompute == Recompute::full;
     m_ = activation(w_.dtype);
-    shared_ = allocate_shared_activations(ctx_, c, w_.dtype, tokens());
+    shared_ = allocate_inputs(ctx_, c, w_.dtype, tokens());
     shared_.y = arena_.tensor(w_.dtype, {tokens(), c.d_inner});
-    if (batch_.recompute) shared_ = allocate_products(ctx_, c, shared_, /*saved=*/false);
-    const Tensor residual = activation(residual_dtype(w_));
+    if (full) shared_ = allocate_products(ctx_, c, shared_, /*saved=*/false);
+    const Tensor residual = none ? Tensor() : activation(residual_dtype(w_));
     saved_.resize(static_cast<size_t>(c.n_layer) + 1);
     for (size_t i = 0; i < saved_.size(); ++i) {
       Saved& s = saved_[i];
       s.residual = keeps_residual(i) ? activation(residual_dtype(w_)) : residual;
       s.rstd = arena_.tensor(full_precision(w_), {tokens()});
       if (i + 1 == saved_.size()) continue;  // norm_f's
-      s.m = keeps_residual(i) ? activation(w_.dtype) : m_;
-      s.a = batch_.recompute ? shared_ : allocate_products(ctx_, c, shared_, /*saved=*/true);
+      s.m = keeps_output(i) ? activation(w_.dtype) : m_;
+      s.a = full ? shared_ : allocate_products(ctx_, c, shared_, /*saved=*/true);
+      if (none && i > 0) allocate_scan_inputs(ctx_, c, s.a);  // the first one has the shared ones
     }
   }
 
@@ -206,7 +211,8 @@ class TrainingStep {
     block.conv = saved_[i].conv;
     block.ssm = saved_[i].ssm;
     norm_again(i);
-    block_recompute(ctx_, block, saved_[i].a, /*products=*/batch_.recompute);
+    if (batch_.recompute != Recompute::none)
+      block_recompute(ctx_, block, saved_[i].a, /*products=*/batch_.recompute == Recompute::full);
     block_backward(ctx_, block, saved_[i].a,
                    {.parameters = gradients_.layers[i],
                     .dm = dm_,
@@ -223,7 +229,7 @@ class TrainingStep {
   const Parameters& gradients_;
   std::vector<Saved> saved_;  // one per block, and norm_f's
   BlockActivations shared_;   // by all blocks
-  Tensor m_;                  // (tokens, d_model)  T  odd blocks' output; in the backward pass dm_
+  Tensor m_;                  // (tokens, d_model)  T  outputs that are not kept; then dm_
   Tensor hidden_;             // (tokens, d_model)  T
   Tensor dresidual_;  // (tokens, d_model)  R  gradient of the residual stream where the backward
                       // pass stands
@@ -231,6 +237,13 @@ class TrainingStep {
 };
 
 }  // namespace
+
+Recompute recompute_from_name(const std::string& name) {
+  if (name == "none") return Recompute::none;
+  if (name == "light") return Recompute::light;
+  if (name == "full") return Recompute::full;
+  throw Error("unknown level", "recompute", "none, light or full", in_quotes(name));
+}
 
 void forward(Context& ctx, const Weights& weights, const PackedTokens& input, DecodeState* state,
              const Tensor& hidden) {

@@ -46,6 +46,13 @@ void logits(Context& ctx, const Weights& weights, const Tensor& hidden, const Te
 void score(Context& ctx, const Weights& weights, const PackedTokens& input, const Tensor& targets,
            DecodeState* state, const Tensor& loss);
 
+// What the backward pass computes again instead of having it kept: less memory, more work, the same
+// bits. none: nothing but normed inputs; light: also the convolutions, dt_proj and every other
+// tensor of the residual stream, which costs little; full: all but the residual stream and what
+// blocks add to it.
+enum class Recompute { none, light, full };
+Recompute recompute_from_name(const std::string& name);  // throws Error for another name
+
 struct TrainingBatch {
   PackedTokens input;
   Tensor targets;  // (tokens) i32; negative: not scored
@@ -54,13 +61,12 @@ struct TrainingBatch {
   DecodeState* state = nullptr;   // in: initial, out: final; null: sequences start from nothing
   DecodeState* dstate = nullptr;  // in: gradient of the final state, out: of the initial one; needs
                                   // `state`; null: zero, not wanted
-  bool recompute = false;  // keep each block's input only and compute its activations again in the
-                           // backward pass: less memory, a quarter more work, the same bits
+  Recompute recompute = Recompute::none;
 };
 
 // Forward and backward. gradients: as the parameters, all f32 (f64 with T = f64), added to. loss:
 // (tokens) f32 (f64), written. Activations are kept in ctx.workspace(): O(tokens x width), with
-// recompute O(tokens x d_model) a layer.
+// Recompute::full O(tokens x d_model) a layer.
 void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
                       const Parameters& gradients, const Tensor& loss);
 

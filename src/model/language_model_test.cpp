@@ -221,7 +221,7 @@ TEST_P(LanguageModel, RecomputingChangesNothingButMemory) {
   const Packed input = packed({tokens}, {1});
   const OwnedTensor targets = tensor_of(random_tokens(70, config.vocab_size, 18)), loss(full, {70});
   std::vector<std::vector<double>> gradients, states;
-  for (const bool recompute : {false, true}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::light, Recompute::full}) {
     const ParameterStore store(config, full);
     DecodeState state(config, 2, full), dstate(config, 2, full);
     Rng rng(19);
@@ -241,9 +241,11 @@ TEST_P(LanguageModel, RecomputingChangesNothingButMemory) {
     states.push_back(to_double(dstate.conv(0)));
     states.push_back(to_double(state.ssm(1)));
   }
-  EXPECT_EQ(gradients[0], gradients[1]);
-  EXPECT_EQ(states[0], states[2]);
-  EXPECT_EQ(states[1], states[3]);
+  for (size_t i : {1, 2}) {
+    EXPECT_EQ(gradients[0], gradients[i]);
+    EXPECT_EQ(states[0], states[2 * i]);
+    EXPECT_EQ(states[1], states[2 * i + 1]);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, LanguageModel,
@@ -309,7 +311,7 @@ TEST(LanguageModelControls, RunOnTheCpuEngineToo) {
 // docs/design.md, "Memory of a training step": what a pair of blocks keeps, to the byte.
 TEST(TrainingMemory, IsWhatTheDesignSays) {
   constexpr int64_t kTokens = 512;  // no tensor needs filling up to the workspace's alignment
-  const auto needed = [](int64_t n_layer, bool recompute) {
+  const auto needed = [](int64_t n_layer, Recompute recompute) {
     const Config config = make_config(64, 32, n_layer);
     const TrainableModel model(config, DType::bf16);
     const ParameterStore gradients(config);
@@ -325,12 +327,15 @@ TEST(TrainingMemory, IsWhatTheDesignSays) {
   const Config c = make_config(64, 32, 2);
   Context ctx(cpu_engine());
   const int64_t f32 = 4, bf16 = 2;
-  const int64_t residual = kTokens * c.d_model * (f32 + bf16), rstd = kTokens * f32;
+  const int64_t stream = kTokens * c.d_model * f32, output = kTokens * c.d_model * bf16;
+  const int64_t rstd = kTokens * f32, scan_inputs = 2 * kTokens * c.d_inner * bf16;
   const int64_t saved = selective_scan_saved_size(ctx, kTokens, c.d_inner, c.d_state) * f32;
   const int64_t products = kTokens * (2 * c.d_inner + c.x_proj_size()) * bf16;
   // So many that the workspace's first block, of 1 MiB, is too small.
-  EXPECT_EQ(needed(34, true) - needed(32, true), residual + 2 * rstd);
-  EXPECT_EQ(needed(34, false) - needed(32, false), residual + 2 * (rstd + saved + products));
+  const auto pair = [&](Recompute r) { return needed(34, r) - needed(32, r); };
+  EXPECT_EQ(pair(Recompute::full), stream + output + 2 * rstd);
+  EXPECT_EQ(pair(Recompute::light), stream + output + 2 * (rstd + saved + products));
+  EXPECT_EQ(pair(Recompute::none), 2 * (stream + rstd + saved + products + scan_inputs));
 }
 
 TEST(DecodeState, RefusesWhatIsNotItsOwn) {

@@ -104,11 +104,17 @@ void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, c
 
 }  // namespace
 
-BlockActivations allocate_shared_activations(Context& ctx, const Config& c, DType dtype,
-                                             int64_t tokens) {
-  Arena& arena = ctx.workspace();
+BlockActivations allocate_inputs(Context& ctx, const Config& c, DType dtype, int64_t tokens) {
   BlockActivations a;
-  a.n = arena.tensor(dtype, {tokens, c.d_model});
+  a.n = ctx.workspace().tensor(dtype, {tokens, c.d_model});
+  allocate_scan_inputs(ctx, c, a);
+  return a;
+}
+
+void allocate_scan_inputs(Context& ctx, const Config& c, BlockActivations& a) {
+  Arena& arena = ctx.workspace();
+  const int64_t tokens = a.n.shape[0];
+  const DType dtype = a.n.dtype;
   a.u = arena.tensor(dtype, {tokens, c.d_inner});
   if (c.selective_delta) {
     a.dt = arena.tensor(dtype, {tokens, c.d_inner});
@@ -117,7 +123,6 @@ BlockActivations allocate_shared_activations(Context& ctx, const Config& c, DTyp
     fill_zero(ctx, zero);
     a.dt = broadcast_rows(zero, tokens);
   }
-  return a;
 }
 
 BlockActivations allocate_products(Context& ctx, const Config& c, const BlockActivations& shared,
@@ -134,7 +139,7 @@ BlockActivations allocate_products(Context& ctx, const Config& c, const BlockAct
 }
 
 BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype, int64_t tokens) {
-  BlockActivations a = allocate_products(ctx, c, allocate_shared_activations(ctx, c, dtype, tokens),
+  BlockActivations a = allocate_products(ctx, c, allocate_inputs(ctx, c, dtype, tokens),
                                          /*saved=*/false);
   a.y = x_half(a.xz);  // free once the convolution has read it
   return a;

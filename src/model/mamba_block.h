@@ -37,9 +37,9 @@ struct BlockActivations {
 // What inference needs: y takes the place of x in xz, and there is no `saved`.
 BlockActivations allocate_activations(Context& ctx, const Config& config, DType dtype,
                                       int64_t tokens);
-// What all blocks of a training step share, but for y: n, u and dt.
-BlockActivations allocate_shared_activations(Context& ctx, const Config& config, DType dtype,
-                                             int64_t tokens);
+// n, u and dt. Blocks of a training step share n; u and dt too, when these are computed again.
+BlockActivations allocate_inputs(Context& ctx, const Config& config, DType dtype, int64_t tokens);
+void allocate_scan_inputs(Context& ctx, const Config& config, BlockActivations& a);  // u and dt
 // With in_proj's and x_proj's outputs besides. saved: with memory for the scan's states; else the
 // scan's backward pass scans once more.
 BlockActivations allocate_products(Context& ctx, const Config& config,

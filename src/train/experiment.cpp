@@ -73,7 +73,7 @@ struct Experiment::Run {
         events(std::move(e)),
         folder(path),
         learner(engine, model_config(s),
-                {.dtype = dtype_from_name(s.dtype), .threads = s.threads, .recompute = false}) {}
+                {.dtype = dtype_from_name(s.dtype), .threads = s.threads}) {}
 
   double elapsed() const {
     return elapsed_before + std::chrono::duration<double>(Clock::now() - start).count();

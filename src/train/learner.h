@@ -27,7 +27,7 @@ struct AdamWSettings {
 struct LearnerSettings {
   DType dtype = DType::f32;  // of activations and matrix products, or bf16; the rest is f32
   int threads = 0;           // 0: all cores
-  bool recompute = false;    // TrainingBatch::recompute
+  Recompute recompute = Recompute::none;
 };
 
 struct StepResult {
@@ -81,7 +81,7 @@ class Learner {
   void apply(const AdamWSettings& settings, double lr, int64_t step);
 
   Context context_;
-  bool recompute_;
+  Recompute recompute_;
   TrainableModel model_;
   ParameterStore gradients_;
   Moments moments_;

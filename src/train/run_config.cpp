@@ -124,10 +124,10 @@ void visit_train_keys(Config& c, Visitor&& v) {
   v(Key{"train", "dtype", "of activations and matrix products: f32 or bf16", false}, t.dtype,
     one_of({"f32", "bf16"}));
   v(Key{"train", "recompute",
-        "activations are computed again in the backward pass: less memory, a quarter more work, "
-        "the same bits",
+        "what the backward pass computes again, for less memory and the same bits: none, light or "
+        "full",
         false},
-    t.recompute, Limits{});
+    t.recompute, one_of({"none", "light", "full"}));
   v(Key{"train", "threads", "0: all cores", false}, t.threads, from(0, 4096));
   v(Key{"train", "sample_prompts", "continued by the model while it trains", false},
     t.sample_prompts, Limits{});

@@ -61,7 +61,7 @@ struct TrainSettings {
   int64_t seed = 1;
   std::string device = "cpu";  // or "cuda"
   std::string dtype = "f32";
-  bool recompute = false;
+  std::string recompute = "none";
   int64_t threads = 0;  // 0: all cores
   std::vector<std::string> sample_prompts;
   int64_t sample_every = 0, sample_tokens = 128;

@@ -103,7 +103,7 @@ struct Trainer::Run {
         learner(engine, model_config_of(c, text),
                 {.dtype = dtype_from_name(c.train.dtype),
                  .threads = static_cast<int>(c.train.threads),
-                 .recompute = c.train.recompute}) {
+                 .recompute = recompute_from_name(c.train.recompute)}) {
     if (c.data.mode == "stream")
       stream_state.emplace(learner.model().config(), c.data.batch_size, DType::f32,
                            learner.context().memory());
