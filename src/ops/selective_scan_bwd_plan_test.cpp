@@ -128,6 +128,16 @@ TEST(ScanStreamsPlan, CoversEveryPieceWithinTheGpusLimits) {
   }
 }
 
+// A block of four warps takes more shared memory than GPUs from 8.6 on have.
+TEST(ScanStreamsPlan, KeepsToFewerWarpsWhereSharedMemoryIsSmall) {
+  ScanStreamsShape shape = {.tokens = 2048, .num_seqs = 1, .d_inner = 1536, .n_groups = 1};
+  EXPECT_EQ(plan_scan_streams(shape, 132).warps, kScanStreamsMaxWarps);
+  shape.max_warps = 2;
+  const ScanStreamsPlan plan = plan_scan_streams(shape, 132);
+  EXPECT_EQ(plan.warps, 2);
+  EXPECT_EQ(plan.blocks * plan.warps * kScanStreamsChannels, shape.d_inner);
+}
+
 // One short batch of few channels is cut finer, a full one is not.
 TEST(ScanStreamsPlan, FewBlocksAreWalkedInParts) {
   EXPECT_GT(plan_scan_streams({2048, 1, 1536, 1}, 132).part, 0);

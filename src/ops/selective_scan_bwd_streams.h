@@ -24,6 +24,7 @@ inline constexpr int64_t kScanStreamsTile = 64;  // parts are whole tiles
 
 struct ScanStreamsShape {
   int64_t tokens, num_seqs, d_inner, n_groups;
+  int max_warps = kScanStreamsMaxWarps;  // of a block: half as many where shared memory is small
 };
 
 struct ScanStreamsPlan {
@@ -58,8 +59,8 @@ inline ScanStreamsPlan plan_scan_streams(const ScanStreamsShape& s, int multipro
   constexpr int64_t kWaves = 16, kMaxGridY = 65535;
   ScanStreamsPlan plan{};
   const int64_t group_channels = s.d_inner / s.n_groups;
-  plan.warps = group_channels % (kScanStreamsChannels * kScanStreamsMaxWarps) == 0
-                   ? kScanStreamsMaxWarps
+  plan.warps = group_channels % (kScanStreamsChannels * s.max_warps) == 0
+                   ? s.max_warps
                    : kScanStreamsMaxWarps / 2;
   plan.group_blocks = group_channels / (kScanStreamsChannels * plan.warps);
   plan.blocks = plan.group_blocks * s.n_groups;

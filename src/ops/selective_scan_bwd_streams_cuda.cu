@@ -155,14 +155,18 @@ void selective_scan_bwd_streams(Context& ctx, const SelectiveScan& op,
   State& gpu = state_of(ctx);
   Args a = arguments(op, grad);
   const int groups = static_cast<int>(op.B.shape[1]);
-  const ScanStreamsPlan plan =
-      plan_scan_streams({a.tokens, a.num_seqs, a.d_inner, groups}, gpu.multiprocessors);
+  constexpr int kFew = kScanStreamsMaxWarps / 2;
+  static_assert(sizeof(Shared<kFew>) <= 99 * 1024, "what every GPU from 8.0 on has");
+  const bool fits = sizeof(Shared<kScanStreamsMaxWarps>) <= gpu.shared_bytes_per_block;
+  const ScanStreamsPlan plan = plan_scan_streams(
+      {a.tokens, a.num_seqs, a.d_inner, groups, fits ? kScanStreamsMaxWarps : kFew},
+      gpu.multiprocessors);
   allocate(a, plan, ctx.workspace());
   find_carries(a, plan, gpu.stream);
   if (plan.warps == kScanStreamsMaxWarps)
     walk<kScanStreamsMaxWarps>(a, plan, gpu.stream);
   else
-    walk<kScanStreamsMaxWarps / 2>(a, plan, gpu.stream);
+    walk<kFew>(a, plan, gpu.stream);
 
   const auto sum = [](const float* from, const Tensor& out) {
     return Sum{from, out.ptr<bf16>(), out.stride[0], out.stride[1]};
