@@ -120,6 +120,13 @@ __device__ void store_states(float* p, const float (&h)[S], int count, bool vect
     if (s < count) p[s] = h[s];
 }
 
+// A final state's -0 becomes 0, as tokens past a sequence's end make it where a layout pads.
+template <int S>
+__device__ void unsign_zeros(float (&h)[S]) {
+#pragma unroll
+  for (int s = 0; s < S; ++s) h[s] += 0.f;
+}
+
 template <int S>
 __device__ float sum_of_pairs(const float (&h)[S], const float (&c)[S]) {
   float p[S / 2];
@@ -256,7 +263,7 @@ struct Tile {
   // Where a lane is: its own token of the next step to copy, and its own channels.
   struct Lane {
     const T *u, *dt, *z;
-    T* y;                        // two steps before
+    T* y;                        // of the step before
     uint32_t to;                 // its place in stage 0 of Exchange::inputs
     uint32_t u_at, dt_at, z_at;  // its elements' places there: an odd bf16 comes with its neighbour
     int left;    // from its own token of the step that is scanned to the piece's end

@@ -25,10 +25,10 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
   };
   plan.relay_group_blocks = quotient_up(s.d_inner / s.n_groups, kScanRelayChannels);
   plan.relay_channel_blocks = s.n_groups * plan.relay_group_blocks;
-  // Where four lanes to a channel leave schedulers with few warps, either segments are scanned side
+  // Where schedulers have few warps, either segments are scanned side
   // by side, which costs every exp twice, or warps take turns, which costs as much in other ways:
   // whichever comes nearer to two warps for each scheduler, or two blocks for each multiprocessor.
-  const bool relay_can = s.d_state <= 16 && s.row_vector >= 2;
+  const bool relay_can = s.output && s.d_state <= 16 && s.row_vector >= 2;
   const int natural_lanes = s.d_state <= 16 ? 4 : s.d_state <= 64 ? 8 : s.d_state <= 128 ? 16 : 32;
   const int64_t uncut = warps(s.num_seqs, natural_lanes);
   const auto share = [](int64_t part, int64_t whole) {
@@ -78,9 +78,12 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
 
 std::string ScanForwardPlan::to_string() const {
   std::ostringstream out;
-  out << lanes << " lanes of " << lane_states << " states, " << channels << " channels a block, "
-      << (segmented ? "segments" : "sequences") << " " << pieces << " x " << channel_blocks
-      << " blocks" << (relay ? ", in relay" : "");
+  if (relay)
+    out << "warps in turn, sequences " << pieces << " x " << relay_channel_blocks << " blocks";
+  else
+    out << lanes << " lanes of " << lane_states << " states, " << channels << " channels a block, "
+        << (segmented ? "segments" : "sequences") << " " << pieces << " x " << channel_blocks
+        << " blocks";
   return out.str();
 }
 

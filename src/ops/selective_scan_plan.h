@@ -26,6 +26,7 @@ inline constexpr int kChainThreads = 128;  // of the kernel that goes from segme
 struct ScanShape {
   int64_t tokens, num_seqs, d_inner, d_state, n_groups;
   int row_vector = 4;  // channels of u, dt, z and y that may be read at once: 4, 2 or 1
+  bool output = true;  // y is wanted
 };
 
 inline constexpr int kScanRelayWarps = 6;     // of a block; two of 168 registers fit
@@ -41,7 +42,7 @@ struct ScanForwardPlan {
   int64_t group_blocks, channel_blocks;              // of a group's channels, of all channels
   int64_t relay_group_blocks, relay_channel_blocks;  // the same of the relay's blocks
   int64_t pieces;                                    // sequences or slots of segments, at most
-  int64_t blocks;                                    // in grid.x
+  int64_t blocks;                                    // in grid.x, without relay
   int64_t chain_blocks;                              // of the kernel that finds segments' starts
   int64_t start_states;                              // floats of scratch memory: states of segments
   int64_t delta_sums;  // floats of scratch memory: sums of delta of segments

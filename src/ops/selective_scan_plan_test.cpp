@@ -108,6 +108,10 @@ TEST(SelectiveScanPlan, WarpsTakeTurnsOnlyWhereChannelsAreFew) {
   EXPECT_FALSE(relay(8, 1024, 2048, 16));
   EXPECT_FALSE(relay(1, 1536, 32768, 16));  // segments side by side
   EXPECT_FALSE(relay(1, 1536, 2048, 17));
+  ScanShape silent = {.tokens = 8000, .num_seqs = 1, .d_inner = 1536, .d_state = 16, .n_groups = 1};
+  EXPECT_TRUE(plan_selective_scan_fwd(silent, 132).relay);
+  silent.output = false;
+  EXPECT_TRUE(plan_selective_scan_fwd(silent, 132).segmented);
   ScanShape narrow = {.tokens = 100, .num_seqs = 1, .d_inner = 33, .d_state = 16, .n_groups = 3};
   narrow.row_vector = 1;
   EXPECT_FALSE(plan_selective_scan_fwd(narrow, 132).relay);

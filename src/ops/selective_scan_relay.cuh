@@ -26,7 +26,7 @@ struct Relay {
   struct Shared {
     Carry carry;
     uint64_t handed[kWarps];  // barriers: the state is there for warp w
-    float bc[kWarps][2][kStep][kRow];
+    alignas(16) float bc[kWarps][2][kStep][kRow];
     typename Block::Exchange warp[kWarps];
   };
 
@@ -163,7 +163,7 @@ struct Relay {
 
   template <int kHalf>
   static __device__ __forceinline__ void step(Shared& shared, Warp& w, const Args& a,
-                                              const Piece& piece, Mode mode, int r) {
+                                              const Piece& piece, int r) {
     constexpr int kStride = kStep * kWarps;
     typename Block::Exchange& own = shared.warp[warp()];
     auto& bc = shared.bc[warp()];
@@ -191,9 +191,8 @@ struct Relay {
     const float4 h = carry.h[thread()], g = carry.g[thread()];
     w.x.h[0] = h.x, w.x.h[1] = h.y, w.x.h[2] = h.z, w.x.h[3] = h.w;
     w.x.g[0] = g.x, w.x.g[1] = g.y, w.x.g[2] = g.z, w.x.g[3] = g.w;
-    const bool middle =
-        mode == Mode::sequences && behind >= kScanSegment &&
-        piece.seq_end - piece.seq_begin > (behind / kScanSegment + 1) * kScanSegment;
+    const bool middle = behind >= kScanSegment && piece.seq_end - piece.seq_begin >
+                                                      (behind / kScanSegment + 1) * kScanSegment;
     if (behind % kScanChunk == 0 && behind > 0) {
       if (behind % kScanSegment == 0) {
         carry.start[thread()] = h;
@@ -209,8 +208,9 @@ struct Relay {
       scan<true>(shared, in, w.x, pair, (behind + kStep) % kScanSegment == 0);
     else
       scan<false>(shared, in, w.x, pair, false);
-    if (length - r * kStep <= kStep && a.state && piece.end == piece.seq_end) {
+    if (length - r * kStep <= kStep && a.state) {
       const int64_t slot = a.slot ? a.slot[piece.sequence] : piece.sequence;
+      unsign_zeros(w.x.h);
       store_states(a.state + slot * plane + w.row, w.x.h, w.count, a.vector_saved);
     }
     project(own.y[kHalf], in, bc[kHalf]);
@@ -224,31 +224,18 @@ struct Relay {
       fetch_bc<false>(raw, a, piece.begin + int64_t{r} * kStep, piece.end, group);
   }
 
-  static __device__ void scan_piece(Shared& shared, const Args& a, const Piece& piece, Mode mode) {
-    const int block = static_cast<int>(blockIdx.x) % a.channel_blocks;
-    const int64_t plane = static_cast<int64_t>(a.d_inner) * a.d_state;
-    Warp w;
-    w.group = block / a.group_blocks;
-    const int c0 = w.group * a.group_width + block % a.group_blocks * Block::kWarpChannels;
-    const int c_end = (w.group + 1) * a.group_width, c = c0 + Block::channel_of();
-    w.row = static_cast<int64_t>(c) * a.d_state + Block::lane_of() * S;
-    w.count = c < c_end ? a.d_state - Block::lane_of() * S : 0;
+  // Where the lane's states and elements are; c0, c_end: the block's first channel, its group's
+  // end.
+  static __device__ void place_states(Warp& w, const Args& a, int c0, int c_end) {
+    const int c = c0 + Block::channel_of(), n = Block::lane_of() * S;
+    w.row = static_cast<int64_t>(c) * a.d_state + n;
+    w.count = c < c_end ? a.d_state - n : 0;
     load_states(w.x.A, a.A + w.row, w.count, a.vector_saved);
 #pragma unroll
     for (float& x : w.x.A) x *= kLog2E;
-    if (warp() == 0) {
-      const int64_t slot = a.slot ? a.slot[piece.sequence] : piece.sequence;
-      const float* const from = mode == Mode::segments ? a.start_states + piece.segment_slot * plane
-                                : a.state              ? a.state + slot * plane
-                                                       : a.A;
-      load_states(w.x.h, from + w.row, from == a.A ? 0 : w.count, a.vector_saved);
-      shared.carry.h[thread()] = make_float4(w.x.h[0], w.x.h[1], w.x.h[2], w.x.h[3]);
-      shared.carry.g[thread()] = make_float4(0, 0, 0, 0);
-      if (thread() < kWarps)
-        asm volatile(
-            "mbarrier.init.shared.b64 [%0], 32;" ::"r"(shared_address(&shared.handed[thread()]))
-            : "memory");
-    }
+  }
+  static __device__ void place_elements(Shared& shared, Warp& w, const Args& a, const Piece& piece,
+                                        int c0, int c_end) {
     const int owner = thread(), token = owner / Block::kOwners;
     const int own_c = c0 + owner % Block::kOwners * Block::kOwn;
     const int64_t first = piece.begin + warp() * kStep + token;
@@ -262,35 +249,60 @@ struct Relay {
       w.at.D[i] = w.at.there && a.D ? a.D[own_c + i] : 0.f;
       w.at.bias[i] = w.at.there && a.dt_bias ? a.dt_bias[own_c + i] : 0.f;
     }
-    typename Block::Exchange& own = shared.warp[warp()];
-    w.at.to = shared_address(own.inputs) + owner * Block::kCopyBytes;
-    w.at.u_at = Block::place_of(w.at.u, w.at.to, 0),
+    w.at.to = shared_address(shared.warp[warp()].inputs) + owner * Block::kCopyBytes;
+    w.at.u_at = Block::place_of(w.at.u, w.at.to, 0);
     w.at.dt_at = Block::place_of(w.at.dt, w.at.to, 1);
     w.at.z_at = Block::place_of(w.at.z, w.at.to, 2);
-    const int length = static_cast<int>(piece.end - piece.begin);
-    w.at.left = length - warp() * kStep - token, w.at.due = 0;
+    w.at.left = static_cast<int>(piece.end - piece.begin) - warp() * kStep - token;
+    w.at.due = 0;
+  }
+  // One warp leaves the initial state, and the barriers.
+  static __device__ void share_state(Shared& shared, Warp& w, const Args& a, const Piece& piece) {
+    const int64_t slot = a.slot ? a.slot[piece.sequence] : piece.sequence,
+                  plane = static_cast<int64_t>(a.d_inner) * a.d_state;
+    load_states(w.x.h, (a.state ? a.state + slot * plane : a.A) + w.row, a.state ? w.count : 0,
+                a.vector_saved);
+    shared.carry.h[thread()] = make_float4(w.x.h[0], w.x.h[1], w.x.h[2], w.x.h[3]);
+    shared.carry.g[thread()] = make_float4(0, 0, 0, 0);
+    if (thread() < kWarps)
+      asm volatile(
+          "mbarrier.init.shared.b64 [%0], 32;" ::"r"(shared_address(&shared.handed[thread()]))
+          : "memory");
+  }
+
+  // The piece is a whole sequence.
+  static __device__ void scan_piece(Shared& shared, const Args& a, const Piece& piece) {
+    const int block = static_cast<int>(blockIdx.x) % a.channel_blocks;
+    Warp w;
+    w.group = block / a.group_blocks;
+    const int c0 = w.group * a.group_width + block % a.group_blocks * Block::kWarpChannels;
+    const int c_end = (w.group + 1) * a.group_width;
+    place_states(w, a, c0, c_end);
+    if (warp() == 0) share_state(shared, w, a, piece);
+    place_elements(shared, w, a, piece, c0, c_end);
     fetch(w.raw, a, piece, warp(), w.group);
 #pragma unroll
     for (int i = 0; i < Block::kStages; ++i)
       Block::fetch_own(w.at, a, i, w.at.left - i * kStep * kWarps);
     wait_for_copies<Block::kStages - 1>();
     w.before = w.now = Block::take_own(w.at, 0);
-    Block::hand_over(own.pair[0], Block::deltas(w.now, w.at, w.at.left), owner);
+    typename Block::Exchange& own = shared.warp[warp()];
+    Block::hand_over(own.pair[0], Block::deltas(w.now, w.at, w.at.left), thread());
     stage_bc(shared.bc[warp()][0], w.raw);
     fetch(w.raw, a, piece, warp() + kWarps, w.group);
     __syncthreads();  // the initial state and the barriers are there; delta, B and C too
 
-    const int steps = (length + kStep - 1) / kStep;
-    int last = 1;
+    const int steps = static_cast<int>((piece.end - piece.begin + kStep - 1) / kStep);
+    int last = 1;  // half of y that the last step has left
 #pragma unroll 1
     for (int r = warp(); r < steps; r += 2 * kWarps) {
-      step<0>(shared, w, a, piece, mode, r);
+      step<0>(shared, w, a, piece, r);
       last = 0;
       if (r + kWarps >= steps) break;
-      step<1>(shared, w, a, piece, mode, r + kWarps);
+      step<1>(shared, w, a, piece, r + kWarps);
       last = 1;
     }
-    Block::finish(w.before, Block::take_sums(own.y[last], owner), w.at, a);
+    Block::finish(w.before, Block::take_sums(own.y[last], thread()), w.at, a);
   }
 };
 

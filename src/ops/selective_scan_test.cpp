@@ -378,8 +378,9 @@ TEST(SelectiveScan, StepByStepIsTheWholePass) {
 void expect_packed_is_separate(Context& together, Context& alone, const Case& packed,
                                DType type = DType::f32) {
   SCOPED_TRACE(::testing::PrintToString(packed) + " " + name_of(type));
-  Scan all(packed, type);
+  Scan all(packed, type), after(packed, type);  // after: the forward pass, for its final states
   all.forward(together);
+  after.state.values(all.state.to_double());
   all.backward(together);
   int64_t begin = 0;
   for (size_t s = 0; s < packed.lengths.size(); ++s) {
@@ -399,6 +400,9 @@ void expect_packed_is_separate(Context& together, Context& alone, const Case& pa
     one.state.values(one.initial);
     selective_scan_fwd(alone, op);
     EXPECT_TRUE(op_test::bitwise_equal(op.y, all.op.y.slice(0, begin, end)));
+    const int64_t row = static_cast<int64_t>(packed.lengths.size() - s);
+    const auto state_of = [row](const TestTensor& t) { return t.view().slice(0, row, row + 1); };
+    EXPECT_TRUE(op_test::bitwise_equal(state_of(one.state), state_of(after.state)));
     one.state.values(one.initial);
     selective_scan_bwd(alone, op, grad);
     for (auto [mine, together_] : {std::pair{&grad.du, &all.grad.du},
@@ -408,9 +412,7 @@ void expect_packed_is_separate(Context& together, Context& alone, const Case& pa
                                    {&grad.dz, &all.grad.dz},
                                    {&grad.y, &all.grad.y}})
       EXPECT_TRUE(op_test::bitwise_equal(*mine, together_->slice(0, begin, end)));
-    const int64_t row = static_cast<int64_t>(packed.lengths.size() - s);
-    EXPECT_TRUE(op_test::bitwise_equal(one.dstate.view().slice(0, row, row + 1),
-                                       all.dstate.view().slice(0, row, row + 1)));
+    EXPECT_TRUE(op_test::bitwise_equal(state_of(one.dstate), state_of(all.dstate)));
     begin = end;
   }
 }
@@ -670,6 +672,7 @@ TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
           Case{.lengths = {1, 1600, 0, 255, 256, 257, 512}, .d_inner = 100, .d_state = 16},
           Case{.lengths = std::vector<int>(24, 40), .d_inner = 512, .d_state = 16},
           Case{.lengths = std::vector<int>(6, 2100), .d_inner = 400, .d_state = 16},
+          Case{.lengths = {2047, 2048, 4097, 6145, 8}, .d_inner = 12, .d_state = 16},
           Case{.lengths = one_and_many(6200, 60, 20), .d_inner = 100, .d_state = 16},
           Case{.lengths = one_and_many(13000, 60, 15), .d_inner = 96, .d_state = 16},
           Case{.lengths = {1100, 900}, .d_inner = 33, .d_state = 64}})
