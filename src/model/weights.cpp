@@ -162,7 +162,13 @@ Model load_model(const fs::path& folder, std::optional<DType> dtype, Memory& mem
     table[i].of(model.weights.parameters) = load_parameter(
         model, table[i], in_file[i], table[i].matrix ? model.weights.dtype : model.weights.A.dtype);
   compute_A(model);
-  return memory.on_host() ? std::move(model) : copy_model(model, memory);
+  if (!memory.on_host()) {
+    model = copy_model(model, memory);
+    model.storage.push_back(file);
+  }
+  for (size_t i = 0; i < table.size(); ++i)
+    model.in_file.push_back({table[i].name, table[i].view(in_file[i].data, in_file[i].dtype)});
+  return model;
 }
 
 namespace {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "formats/tensor_table.h"
 #include "model/parameters.h"
 #include "ops/context.h"
 
@@ -28,6 +29,9 @@ struct Model {
   Weights weights;
   DType file_dtype = DType::f32;  // of the matrices on disk
   std::vector<std::shared_ptr<void>> storage;
+  // The parameters as load_model found them, mapped, under the names and in the shapes of
+  // parameter_table; none where the model comes from no file.
+  std::vector<NamedTensor> in_file;
 
   const Config& config() const { return weights.config; }
   int64_t mapped_bytes = 0, owned_bytes = 0;  // weights used in place; weights copied or converted
