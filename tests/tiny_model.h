@@ -20,4 +20,14 @@ inline void write_random_model(const std::filesystem::path& folder, const Config
   save_model(folder, model.config(), model.weights.parameters, Dialect::hf, DType::f32);
 }
 
+// The same, but what a text began with decides what it goes on with: random weights of the usual
+// size make little of the scan's state.
+inline void write_remembering_model(const std::filesystem::path& folder, const Config& config) {
+  const Model model = make_random_model(config, DType::f32, 1);
+  for (const LayerParameters& layer : model.weights.parameters.layers)
+    for (const Tensor& matrix : {layer.x_proj, layer.out_proj})
+      for (int64_t i = 0; i < matrix.size(); ++i) matrix.ptr<float>()[i] *= 8;
+  save_model(folder, model.config(), model.weights.parameters, Dialect::hf, DType::f32);
+}
+
 }  // namespace krait

@@ -6,7 +6,6 @@
 namespace krait {
 namespace {
 
-constexpr size_t kMaxRecent = size_t{1} << 16;  // tokens remembered for the repetition penalty
 constexpr int64_t kMaxSamples = 256;
 
 }  // namespace
@@ -55,9 +54,14 @@ bool Generator::is_eos(int32_t token) const {
 }
 
 void Generator::remember(std::span<const int32_t> tokens) {
+  total_ += static_cast<int64_t>(tokens.size());
   recent_.insert(recent_.end(), tokens.begin(), tokens.end());
-  if (recent_.size() > 2 * kMaxRecent)
-    recent_.erase(recent_.begin(), recent_.end() - static_cast<int64_t>(kMaxRecent));
+  if (recent_.size() > 2 * kRecentTokens)
+    recent_.erase(recent_.begin(), recent_.end() - static_cast<int64_t>(kRecentTokens));
+}
+
+std::span<const int32_t> Generator::recent() const {
+  return std::span(recent_).last(std::min(recent_.size(), kRecentTokens));
 }
 
 bool Generator::feed(std::span<const int32_t> tokens, const KeepGoing& keep_going) {
@@ -172,7 +176,13 @@ std::vector<Generator::Active> Generator::start(const GenerateOptions& options) 
     if (!options.any_token && params.vocab_limit == 0)
       params.vocab_limit =
           static_cast<int32_t>(std::min<int64_t>(tokenizer_.size(), weights_.config.vocab_size));
-    active.push_back({i, Sampler(params), {}, StopMatcher(options.stop), recent_, {}, pending_});
+    active.push_back({i,
+                      Sampler(params),
+                      {},
+                      StopMatcher(options.stop),
+                      {recent().begin(), recent().end()},
+                      {},
+                      pending_});
   }
   return active;
 }
@@ -219,14 +229,19 @@ void Generator::reset() {
   state_.reset();
   pending_ = -1;
   recent_.clear();
+  total_ = 0;
 }
 
-SavedConversation Generator::save() const { return {state_.save(0), pending_, recent_}; }
+SavedConversation Generator::save() const {
+  return {state_.save(0), pending_, {recent().begin(), recent().end()}, total_};
+}
 
 void Generator::restore(const SavedConversation& saved) {
+  check_tokens(saved.recent, weights_.config.vocab_size);
   state_.restore(0, saved.state);
   pending_ = saved.pending;
   recent_ = saved.recent;
+  total_ = saved.tokens;
 }
 
 }  // namespace krait

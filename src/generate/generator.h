@@ -26,6 +26,9 @@ inline int64_t prefill_chunk(const Engine& engine) {
   return engine.memory().on_host() ? 512 : 8192;
 }
 
+// Tokens before a text's continuation that the repetition penalty can look back at.
+inline constexpr size_t kRecentTokens = size_t{1} << 16;
+
 enum class FinishReason { length, stop, eos, cancelled };
 const char* name_of(FinishReason reason);
 
@@ -48,7 +51,8 @@ struct Sample {
 struct SavedConversation {
   std::vector<std::byte> state;  // DecodeState::save
   int32_t pending = -1;          // the last token, not yet read by the model; -1: none
-  std::vector<int32_t> recent;   // tokens so far, as many as the repetition penalty may ask for
+  std::vector<int32_t> recent;   // the last tokens, at most kRecentTokens; ends in `pending`
+  int64_t tokens = 0;            // all so far, with `pending`
 };
 
 class Generator {
@@ -82,6 +86,7 @@ class Generator {
  private:
   struct Active;
   void remember(std::span<const int32_t> tokens);
+  std::span<const int32_t> recent() const;
   // Room for `count` sequences at once.
   void reserve(int64_t count);
   // Makes the model read tokens_[0 .. count) into the slots slot_[0 .. count) and fills logits_.
@@ -96,7 +101,8 @@ class Generator {
   std::vector<int32_t> eos_;
   DecodeState state_;  // slot 0: the conversation
   int32_t pending_ = -1;
-  std::vector<int32_t> recent_;
+  std::vector<int32_t> recent_;       // at least the last kRecentTokens
+  int64_t total_ = 0;                 // tokens so far
   MirroredTensor tokens_, slot_;      // (slots)  i32
   OwnedTensor hidden_;                // (slots, d_model)  T
   MirroredTensor logits_;             // (slots, vocab_size)  f32

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "generate/generator.h"
 #include "generate/sampler.h"
 
 namespace krait {
@@ -44,10 +43,24 @@ const float* Scorer::run(int64_t count, int64_t num_seqs, DecodeState* state) {
   return loss;
 }
 
+void Scorer::continue_from(SavedConversation before) {
+  state_.restore(0, before.state);
+  before_ = std::move(before);
+}
+
 bool Scorer::score(std::span<const int32_t> tokens, const OnLogprobs& on_logprobs) {
   if (tokens.empty()) throw Error("nothing to score", "tokens", "at least one token", "none");
   check_tokens(tokens, weights_.config.vocab_size);
-  state_.reset();
+  std::vector<int32_t> continued;
+  if (before_.pending >= 0) {
+    state_.restore(0, before_.state);
+    continued.reserve(tokens.size() + 1);
+    continued.push_back(before_.pending);
+    continued.insert(continued.end(), tokens.begin(), tokens.end());
+    tokens = continued;
+  } else {
+    state_.reset();
+  }
   last_ = tokens.back();
   const int64_t predictions = static_cast<int64_t>(tokens.size()) - 1;
   for (int64_t begin = 0; begin < predictions; begin += chunk_) {

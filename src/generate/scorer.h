@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "generate/generator.h"
 #include "generate/tokenizer.h"
 #include "model/language_model.h"
 #include "ops/mirrored_tensor.h"
@@ -22,8 +23,13 @@ class Scorer {
   // Called with the log-probabilities (natural) of the next few tokens; false ends scoring.
   using OnLogprobs = std::function<bool(std::span<const float>)>;
 
-  // Log-probability of tokens[1], tokens[2], .. each given all before it. Throws Error for a token
-  // outside the vocabulary, before anything is computed. Returns false when on_logprobs did.
+  // score() goes on from here instead of beginning afresh. Throws Error when `before` is of another
+  // model.
+  void continue_from(SavedConversation before);
+
+  // Log-probability of tokens[1], tokens[2], .. each given all before it; where the text continues
+  // another, of tokens[0] too. Throws Error for a token outside the vocabulary, before anything is
+  // computed. Returns false when on_logprobs did.
   bool score(std::span<const int32_t> tokens, const OnLogprobs& on_logprobs);
   // After score(): the k most likely continuations with their log-probabilities, most likely first.
   std::vector<std::pair<int32_t, double>> top(size_t k);
@@ -48,6 +54,7 @@ class Scorer {
   Context& ctx_;
   const Weights& weights_;
   DecodeState state_;
+  SavedConversation before_;  // pending < 0: none
   int32_t last_ = -1;
   int64_t chunk_;                                // tokens at once
   MirroredTensor tokens_, targets_, seq_start_;  // (chunk), (chunk), (chunk + 1)  i32
