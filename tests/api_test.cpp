@@ -62,6 +62,27 @@ TEST_F(Api, AStateIsAValue) {
   EXPECT_EQ(other.generate(again, options()).text, first.text);
 }
 
+TEST_F(Api, AStateIsAFile) {
+  const TestFolder elsewhere;
+  const std::filesystem::path file = elsewhere.path() / "book.state";
+  State state;
+  EXPECT_EQ(state.tokens(), 0);
+  EXPECT_THROW(model.save_state(state, file), Error);
+  model.read(state, "To be, or not to be");
+  EXPECT_EQ(state.tokens(), 19);
+  model.save_state(state, file);
+  LanguageModel other = LanguageModel::load(folder.path());
+  State again = other.load_state(file);
+  EXPECT_TRUE(again == state);
+  EXPECT_EQ(other.generate(again, options()).text, model.generate(state, options()).text);
+  EXPECT_EQ(again.tokens(), 49);
+
+  const TestFolder larger;
+  write_random_model(larger.path(), make_config(256, 48, 2));
+  EXPECT_THROW(LanguageModel::load(larger.path()).load_state(file), Error);
+  EXPECT_THROW(model.load_state(elsewhere.path() / "nowhere"), Error);
+}
+
 TEST_F(Api, TextInPiecesIsTheSameText) {
   State whole, pieces;
   model.read(whole, "To be, or not to be");
@@ -114,6 +135,13 @@ TEST_F(Api, RefusesWhatIsWrong) {
   std::vector<std::byte> bytes = state.to_bytes();
   for (size_t size = 0; size < bytes.size(); size += 7)
     EXPECT_THROW(State::from_bytes(std::span(bytes).first(size)), Error) << size;
+  // The last token, in the header and among the last tokens, which must agree; the number of
+  // tokens.
+  for (const size_t at : {size_t{8}, size_t{16}, size_t{40 + 4 * 4}}) {
+    std::vector<std::byte> other = bytes;
+    other[at] ^= std::byte{1};
+    EXPECT_THROW(State::from_bytes(other), Error) << at;
+  }
   bytes[0] = std::byte{0};
   EXPECT_THROW(State::from_bytes(bytes), Error);
 

@@ -24,6 +24,8 @@
 
 namespace krait {
 
+struct SavedConversation;  // of the implementation
+
 struct LoadOptions {
   std::string device = "cpu";  // or "cuda"
   std::string dtype = "auto";  // of weights and activations: "f32", "bf16", or as in the file
@@ -86,6 +88,13 @@ class LanguageModel {
   // Continues what the state has read, and moves it past what was written.
   Text generate(State& state, const TextOptions& options = {});
 
+  // Keeps a state in a file of constant size, and takes it up again on any device and in any dtype.
+  // Saving leaves the complete file or what was there; loading verifies every byte. Error: an empty
+  // state, a full disk; no state file, another version, a damaged file, a file of another model
+  // (one changed weight makes another; the first call reads all weights to tell). docs/formats.md.
+  void save_state(const State& state, const std::filesystem::path& file);
+  State load_state(const std::filesystem::path& file);
+
   // (vocab_size) logits of the next token.
   std::vector<float> next_logits(const State& state);
 
@@ -95,6 +104,8 @@ class LanguageModel {
 
  private:
   struct Impl;
+  static SavedConversation conversation_of(const State& state);
+  static State state_of(SavedConversation conversation);
   explicit LanguageModel(std::unique_ptr<Impl> impl);
 
   std::unique_ptr<Impl> impl_;

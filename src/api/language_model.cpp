@@ -2,6 +2,7 @@
 
 #include "generate/generator.h"
 #include "generate/scorer.h"
+#include "generate/state_file.h"
 #include "model/weights.h"
 #include "ops/context.h"
 #include "ops/device.h"
@@ -48,6 +49,12 @@ struct LanguageModel::Impl {
   Tokenizer tokenizer;
   Generator generator;
   ModelInfo info;
+  std::optional<StateOwner> owner;  // once it was asked for
+
+  const StateOwner& state_owner() {
+    if (!owner) owner = state_owner_of(model);
+    return *owner;
+  }
 
   // The generator at `state`.
   Generator& at(const SavedConversation& state) {
@@ -68,6 +75,19 @@ LanguageModel::LanguageModel(LanguageModel&&) noexcept = default;
 LanguageModel& LanguageModel::operator=(LanguageModel&&) noexcept = default;
 LanguageModel::~LanguageModel() = default;
 
+SavedConversation LanguageModel::conversation_of(const State& state) {
+  return {state.memory_, state.pending_, state.recent_, state.tokens_};
+}
+
+State LanguageModel::state_of(SavedConversation conversation) {
+  State state;
+  state.memory_ = std::move(conversation.state);
+  state.pending_ = conversation.pending;
+  state.recent_ = std::move(conversation.recent);
+  state.tokens_ = conversation.tokens;
+  return state;
+}
+
 const ModelInfo& LanguageModel::info() const { return impl_->info; }
 
 std::vector<int32_t> LanguageModel::encode(std::string_view text) const {
@@ -84,12 +104,9 @@ void LanguageModel::read(State& state, std::string_view text) {
 }
 
 void LanguageModel::read(State& state, std::span<const int32_t> tokens) {
-  Generator& generator = impl_->at({state.memory_, state.pending_, state.recent_});
+  Generator& generator = impl_->at(conversation_of(state));
   generator.feed(tokens);
-  SavedConversation after = generator.save();
-  state.memory_ = std::move(after.state);
-  state.pending_ = after.pending;
-  state.recent_ = std::move(after.recent);
+  state = state_of(generator.save());
 }
 
 Text LanguageModel::generate(State& state, const TextOptions& options) {
@@ -104,20 +121,25 @@ Text LanguageModel::generate(State& state, const TextOptions& options) {
   generate.sampling.seed = options.seed;
   generate.stop = options.stop;
   generate.ignore_eos = options.ignore_eos;
-  Generator& generator = impl_->at({state.memory_, state.pending_, state.recent_});
+  Generator& generator = impl_->at(conversation_of(state));
   std::vector<Sample> samples = generator.generate(generate, [&](int64_t, std::string_view text) {
     return !options.on_text || options.on_text(text);
   });
-  SavedConversation after = generator.save();
-  state.memory_ = std::move(after.state);
-  state.pending_ = after.pending;
-  state.recent_ = std::move(after.recent);
+  state = state_of(generator.save());
   return {std::move(samples[0].text), std::move(samples[0].tokens),
           name_of(samples[0].finish_reason)};
 }
 
 std::vector<float> LanguageModel::next_logits(const State& state) {
-  return impl_->at({state.memory_, state.pending_, state.recent_}).next_logits();
+  return impl_->at(conversation_of(state)).next_logits();
+}
+
+void LanguageModel::save_state(const State& state, const std::filesystem::path& file) {
+  save_state_file(file, conversation_of(state), impl_->state_owner());
+}
+
+State LanguageModel::load_state(const std::filesystem::path& file) {
+  return state_of(load_state_file(file, impl_->state_owner()));
 }
 
 std::vector<float> LanguageModel::score(std::span<const int32_t> tokens) {
