@@ -8,8 +8,7 @@
 
 #include "core/rng.h"
 #include "generate/utf8.h"
-#include "tests/program.h"
-#include "tests/tiny_model.h"
+#include "tests/cli_fixture.h"
 
 namespace krait {
 namespace {
@@ -17,40 +16,12 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-class Cli : public testing::Test {
- protected:
-  void SetUp() override { write_random_model(model(), tiny_config()); }
-  std::string model() const { return folder.path() / "model"; }
-  std::string path(const std::string& name) const { return folder.path() / name; }
-
-  TestFolder folder;
-};
-
-json output_of(const std::vector<std::string>& arguments) {
-  const ProgramResult r = run_krait(arguments);
-  EXPECT_EQ(r.status, 0) << r.err;
-  return json::parse(r.out);
-}
-
-// The program fails with this status, prints nothing on stdout, and one line on stderr that holds
-// all the parts.
-void expect_failure(const std::vector<std::string>& arguments, int status,
-                    const std::vector<std::string>& parts) {
-  const ProgramResult r = run_krait(arguments);
-  EXPECT_EQ(r.status, status) << r.err;
-  EXPECT_EQ(r.out, "");
-  EXPECT_EQ(std::count(r.err.begin(), r.err.end(), '\n'), 1) << r.err;
-  EXPECT_EQ(r.err.rfind("error: ", 0), 0u) << r.err;
-  for (const std::string& part : parts)
-    EXPECT_NE(r.err.find(part), std::string::npos) << "no \"" << part << "\" in: " << r.err;
-}
-
 TEST_F(Cli, TellsItsVersionAndHelp) {
   const ProgramResult version = run_krait({"--version"});
   EXPECT_EQ(version.status, 0);
   EXPECT_EQ(version.out, "krait 0.1.0\n");
   for (const char* command : {"generate", "chat", "score", "eval", "train", "experiment", "report",
-                              "info", "tokenize", "convert", "bench"}) {
+                              "info", "tokenize", "convert", "state", "bench"}) {
     const ProgramResult help = run_krait({command, "--help"});
     EXPECT_EQ(help.status, 0) << command;
     EXPECT_NE(help.out.find("Usage: krait " + std::string(command)), std::string::npos) << help.out;

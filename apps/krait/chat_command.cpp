@@ -8,6 +8,7 @@
 #include <iostream>
 
 #include "command.h"
+#include "generate/state_file.h"
 #include "model/weights.h"
 
 namespace krait {
@@ -17,7 +18,7 @@ struct ChatFlags {
   ModelFlags model;
   ComputeFlags compute;
   SamplingFlags sampling;
-  std::string system, user = "User:", assistant = "Assistant:";
+  std::string state, system, user = "User:", assistant = "Assistant:";
 };
 
 constexpr const char* kHelp =
@@ -40,8 +41,11 @@ std::optional<std::string> read_line() {
 
 class Chat {
  public:
-  Chat(const ChatFlags& flags, Generator& generator, const Tokenizer& tokenizer)
+  // start: what the conversation begins behind; none: at the beginning of a text.
+  Chat(const ChatFlags& flags, std::optional<SavedConversation> start, Generator& generator,
+       const Tokenizer& tokenizer)
       : flags_(flags),
+        start_(std::move(start)),
         options_(flags.sampling.resolve()),
         generator_(generator),
         tokenizer_(tokenizer) {
@@ -50,10 +54,14 @@ class Chat {
   }
 
   void begin() {
-    generator_.reset();
+    if (start_)
+      generator_.restore(*start_);
+    else
+      generator_.reset();
     before_.clear();
     user_written_ = false;
-    if (!flags_.system.empty()) generator_.feed(tokenizer_.encode(flags_.system + "\n"));
+    if (!flags_.system.empty())
+      generator_.feed(tokenizer_.encode(flags_.system + "\n", true, generator_.empty()));
   }
 
   bool undo() {
@@ -99,6 +107,7 @@ class Chat {
   }
 
   const ChatFlags& flags_;
+  std::optional<SavedConversation> start_;
   GenerateOptions options_;
   Generator& generator_;
   const Tokenizer& tokenizer_;
@@ -111,7 +120,9 @@ int run(const ChatFlags& flags) {
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const Model model = flags.compute.load(flags.model.folder, *ctx);
   Generator generator(*ctx, model.weights, tokenizer);
-  Chat chat(flags, generator, tokenizer);
+  std::optional<SavedConversation> start;
+  if (!flags.state.empty()) start = load_state_file(flags.state, state_owner_of(model));
+  Chat chat(flags, std::move(start), generator, tokenizer);
   if (isatty(STDIN_FILENO)) log_line(kHelp);
   while (const std::optional<std::string> line = read_line()) {
     if (line->empty()) continue;
@@ -137,6 +148,9 @@ void add_chat_command(CLI::App& app, CommandList& out) {
   const auto flags = std::make_shared<ChatFlags>();
   flags->sampling.options.max_tokens = 256;
   flags->model.add_to(*command);
+  command->add_option("--state", flags->state,
+                      "Talk behind the text of this state file (krait state save); /reset goes "
+                      "back to it");
   command->add_option("--system", flags->system, "Text that the conversation begins with");
   command->add_option("--user-prefix", flags->user, "What stands before your lines")
       ->capture_default_str();

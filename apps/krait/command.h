@@ -43,6 +43,7 @@ void add_report_command(CLI::App& app, CommandList& out);
 void add_info_command(CLI::App& app, CommandList& out);
 void add_tokenize_command(CLI::App& app, CommandList& out);
 void add_convert_command(CLI::App& app, CommandList& out);
+void add_state_command(CLI::App& app, CommandList& out);
 void add_bench_command(CLI::App& app, CommandList& out);
 
 // Flags that contradict each other or lack a partner: what CLI11 cannot see by itself.

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command.h"
+#include "generate/state_file.h"
 #include "model/weights.h"
 
 namespace krait {
@@ -12,7 +13,7 @@ struct GenerateFlags {
   ModelFlags model;
   ComputeFlags compute;
   SamplingFlags sampling;
-  std::string prompt, file, tokens;
+  std::string prompt, file, tokens, state, save_state;
   CLI::Option *prompt_given = nullptr, *tokens_given = nullptr;
   bool json = false;
 };
@@ -26,8 +27,9 @@ nlohmann::ordered_json to_json(const Sample& sample) {
 std::vector<int32_t> prompt_tokens(const GenerateFlags& flags, const Tokenizer& tokenizer) {
   if (flags.tokens_given->count() > 0) return parse_tokens(flags.tokens, "--tokens");
   const std::string text = flags.file.empty() ? flags.prompt : read_text_file(flags.file);
-  const std::vector<int32_t> tokens = tokenizer.encode(text);
-  if (tokens.empty())
+  // What the tokenizer puts in front of a text belongs to its beginning only.
+  const std::vector<int32_t> tokens = tokenizer.encode(text, true, flags.state.empty());
+  if (tokens.empty() && flags.state.empty())
     throw Error("empty prompt", flags.file.empty() ? "--prompt" : flags.file, "some text",
                 "nothing");
   return tokens;
@@ -47,15 +49,22 @@ void print_samples(const std::vector<Sample>& samples, bool json) {
 }
 
 int run(const GenerateFlags& flags) {
-  if (flags.prompt_given->count() == 0 && flags.file.empty() && flags.tokens_given->count() == 0)
-    throw UsageError("generate needs --prompt, --file or --tokens");
+  if (flags.prompt_given->count() == 0 && flags.file.empty() && flags.tokens_given->count() == 0 &&
+      flags.state.empty())
+    throw UsageError("generate needs --prompt, --file or --tokens, or --state");
+  if (!flags.save_state.empty() && flags.sampling.options.samples > 1)
+    throw UsageError("--save-state goes with one sample, not with --samples");
   GenerateOptions options = flags.sampling.resolve();
+  if (!flags.save_state.empty()) check_state_place(flags.save_state);
   const Tokenizer tokenizer = flags.model.load_tokenizer();
   const std::vector<int32_t> prompt = prompt_tokens(flags, tokenizer);
   options.any_token = flags.tokens_given->count() > 0;
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const Model model = flags.compute.load(flags.model.folder, *ctx);
   Generator generator(*ctx, model.weights, tokenizer);
+  std::optional<StateOwner> owner;
+  if (!flags.state.empty() || !flags.save_state.empty()) owner = state_owner_of(model);
+  if (!flags.state.empty()) generator.restore(load_state_file(flags.state, *owner));
 
   catch_interrupts();
   if (!generator.feed(prompt, [] { return !interrupted(); })) return kInterrupted;
@@ -73,6 +82,7 @@ int run(const GenerateFlags& flags) {
   else
     print_samples(samples, flags.json);
   flush_stdout();
+  if (!flags.save_state.empty()) save_state_file(flags.save_state, generator.save(), *owner);
   return interrupted() ? kInterrupted : 0;
 }
 
@@ -89,6 +99,11 @@ void add_generate_command(CLI::App& app, CommandList& out) {
       command->add_option("--tokens", flags->tokens, "The prompt as token ids, \"1 2 3\"")
           ->excludes(flags->prompt_given)
           ->excludes("--file");
+  command->add_option("--state", flags->state,
+                      "Go on from this state file (krait state save); the prompt may then be left "
+                      "out, and is encoded by itself");
+  command->add_option("--save-state", flags->save_state,
+                      "Write the state behind the last token to this file");
   flags->sampling.add_to(*command);
   command
       ->add_option("--samples", flags->sampling.options.samples,

@@ -28,7 +28,7 @@ int parse_and_run(int argc, char** argv) {
   for (const auto add :
        {add_generate_command, add_chat_command, add_score_command, add_eval_command,
         add_train_command, add_experiment_command, add_report_command, add_info_command,
-        add_tokenize_command, add_convert_command, add_bench_command})
+        add_tokenize_command, add_convert_command, add_state_command, add_bench_command})
     add(app, commands);
   if (argc < 2) {
     std::fputs(app.help().c_str(), stderr);

@@ -2,9 +2,11 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <utility>
 
 #include "command.h"
 #include "generate/scorer.h"
+#include "generate/state_file.h"
 #include "model/weights.h"
 
 namespace krait {
@@ -13,7 +15,7 @@ namespace {
 struct ScoreFlags {
   ModelFlags model;
   ComputeFlags compute;
-  std::string text, tokens, file, tokens_file;
+  std::string text, tokens, file, tokens_file, state;
   size_t top = 0;
   bool json = false;
 };
@@ -45,23 +47,30 @@ class JsonOut {
   std::string pending_;
 };
 
-bool print_as_json(Scorer& scorer, const std::vector<int32_t>& tokens, size_t top) {
+// What is scored: tokens[first], tokens[first + 1], ..; first is 0 where they go on from a state.
+struct Scored {
+  std::vector<int32_t> tokens;
+  size_t first;
+};
+
+bool print_as_json(Scorer& scorer, const Scored& scored, size_t top) {
+  const std::vector<int32_t>& tokens = scored.tokens;
   JsonOut out;
   out.add("{\"tokens\":[");
   for (size_t i = 0; i < tokens.size(); ++i)
     out.add((i > 0 ? "," : "") + std::to_string(tokens[i]));
-  out.add("],\"logprobs\":[null");
+  out.add(scored.first == 0 ? "],\"logprobs\":[" : "],\"logprobs\":[null");
+  bool first = scored.first == 0;
   const bool complete = scorer.score(tokens, [&](std::span<const float> logprobs) {
-    for (const float p : logprobs) out.add("," + digits(p));
+    for (const float p : logprobs) out.add((std::exchange(first, false) ? "" : ",") + digits(p));
     return !interrupted();
   });
   if (!complete) return false;
   out.add("],\"top\":[");
-  bool first = true;
-  for (const auto& [id, logprob] : scorer.top(top)) {
-    out.add((first ? "[" : ",[") + std::to_string(id) + "," + digits(logprob) + "]");
-    first = false;
-  }
+  first = true;
+  for (const auto& [id, logprob] : scorer.top(top))
+    out.add((std::exchange(first, false) ? "[" : ",[") + std::to_string(id) + "," +
+            digits(logprob) + "]");
   out.add("]}\n");
   out.flush();
   return true;
@@ -77,11 +86,12 @@ void print_row(const char* logprob, int32_t id, const Tokenizer& tokenizer) {
   write_stdout(line + shown(tokenizer, id) + "\n");
 }
 
-bool print_for_people(Scorer& scorer, const std::vector<int32_t>& tokens, size_t top,
+bool print_for_people(Scorer& scorer, const Scored& scored, size_t top,
                       const Tokenizer& tokenizer) {
-  print_row("", tokens[0], tokenizer);
+  const std::vector<int32_t>& tokens = scored.tokens;
+  if (scored.first == 1) print_row("", tokens[0], tokenizer);
   double sum = 0;
-  size_t next = 1;
+  size_t next = scored.first;
   char number[32];
   const bool complete = scorer.score(tokens, [&](std::span<const float> logprobs) {
     for (const float p : logprobs) {
@@ -92,10 +102,10 @@ bool print_for_people(Scorer& scorer, const std::vector<int32_t>& tokens, size_t
     return !interrupted();
   });
   if (!complete) return false;
-  if (next > 1) {
+  if (next > scored.first) {
     char line[128];
     std::snprintf(line, sizeof line, "sum %.4f, perplexity %.4f\n", sum,
-                  std::exp(-sum / static_cast<double>(next - 1)));
+                  std::exp(-sum / static_cast<double>(next - scored.first)));
     write_stdout(line);
   }
   if (top > 0) write_stdout("most likely next:\n");
@@ -119,7 +129,9 @@ std::vector<int32_t> input_tokens(const ScoreFlags& flags, const Tokenizer& toke
     tokens = parse_tokens(flags.tokens, where);
   } else {
     if (!file.empty()) where = file;
-    tokens = tokenizer.encode(file.empty() ? flags.text : read_text_file(file));
+    // What the tokenizer puts in front of a text belongs to its beginning only.
+    tokens = tokenizer.encode(file.empty() ? flags.text : read_text_file(file), true,
+                              flags.state.empty());
   }
   if (tokens.empty()) throw Error("nothing to score", where, "at least one token", "none");
   return tokens;
@@ -127,17 +139,19 @@ std::vector<int32_t> input_tokens(const ScoreFlags& flags, const Tokenizer& toke
 
 int run(const ScoreFlags& flags) {
   const Tokenizer tokenizer = flags.model.load_tokenizer();
-  const std::vector<int32_t> tokens = input_tokens(flags, tokenizer);
+  const Scored scored = {input_tokens(flags, tokenizer), flags.state.empty() ? size_t{1} : 0};
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const Model model = flags.compute.load(flags.model.folder, *ctx);
-  check_tokens(tokens, model.config().vocab_size);
+  check_tokens(scored.tokens, model.config().vocab_size);
   if (flags.top > static_cast<size_t>(model.config().vocab_size))
     throw Error("more tokens asked for than there are", "--top",
                 "at most " + std::to_string(model.config().vocab_size), std::to_string(flags.top));
   catch_interrupts();
   Scorer scorer(*ctx, model.weights);
-  const bool complete = flags.json ? print_as_json(scorer, tokens, flags.top)
-                                   : print_for_people(scorer, tokens, flags.top, tokenizer);
+  if (!flags.state.empty())
+    scorer.continue_from(load_state_file(flags.state, state_owner_of(model)));
+  const bool complete = flags.json ? print_as_json(scorer, scored, flags.top)
+                                   : print_for_people(scorer, scored, flags.top, tokenizer);
   return complete ? 0 : kInterrupted;
 }
 
@@ -154,6 +168,9 @@ void add_score_command(CLI::App& app, CommandList& out) {
   input->add_option("-f,--file", flags->file, "The text from a file; -: from standard input");
   input->add_option("--tokens-file", flags->tokens_file, "Token ids from a file");
   input->require_option(1);
+  command->add_option("--state", flags->state,
+                      "The text goes on from this state file (krait state save): its first token "
+                      "is scored too");
   command->add_option("--top", flags->top, "Also the K most likely tokens that could follow");
   flags->compute.add_to(*command);
   command->add_flag("--json", flags->json,
