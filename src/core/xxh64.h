@@ -1,13 +1,15 @@
-// XXH64 with seed 0 (Yann Collet, https://github.com/Cyan4973/xxHash, doc/xxhash_spec.md): 64 bits
-// of any bytes at the speed of memory. It finds damage and tells models apart; it is no defence
-// against somebody who wants two inputs to look the same.
+// XXH64 with seed 0, by the library xxHash: 64 bits of any bytes at the speed of memory. It finds
+// damage and tells models apart; it is no defence against somebody who wants two inputs to look the
+// same.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
+
+struct XXH64_state_s;
 
 namespace krait {
 
@@ -21,9 +23,10 @@ class Xxh64 {
   uint64_t value() const;
 
  private:
-  std::array<uint64_t, 4> lanes_;
-  std::array<unsigned char, 32> rest_ = {};  // what does not fill a block of 32 bytes yet
-  uint64_t bytes_ = 0;
+  struct Free {
+    void operator()(XXH64_state_s* state) const;
+  };
+  std::unique_ptr<XXH64_state_s, Free> state_;
 };
 
 std::string hex_digits(uint64_t value);  // 16 of them
