@@ -43,6 +43,19 @@ TEST_F(Cli, RefusesBadUsage) {
   expect_failure({"tokenize", "-m", model()}, 2, {"--text"});
   expect_failure({"convert", model(), path("out"), "--to", "gguf"}, 2, {"gguf"});
   expect_failure({"bench", "model", "--train", "8by512"}, 2, {"8by512"});
+  for (const char* shape : {"2x64", "2x64x128x16x1", "0x1x1", "2x64x128x300", "2x64xa", "2x64x"})
+    expect_failure({"bench", "op", "selective_scan", "--shapes", shape}, 2, {"--shapes", shape});
+}
+
+TEST_F(Cli, BenchesAnOpOnSeveralShapes) {
+  const ProgramResult run =
+      run_krait({"bench", "op", "selective_scan", "--shapes", "2x64x32,1x32x64x8", "--json"});
+  ASSERT_EQ(run.status, 0) << run.err;
+  std::vector<std::string> shapes;
+  for (const auto& row : nlohmann::json::parse(run.out))
+    if (row.at("pass") != "step") shapes.push_back(row.at("shape"));
+  const std::vector<std::string> expected = {"2x32x64x16", "2x32x64x16", "1x64x32x8", "1x64x32x8"};
+  EXPECT_EQ(shapes, expected);
 }
 
 TEST_F(Cli, GeneratesAsJsonAndAsText) {

@@ -144,10 +144,35 @@ struct OpBenchFlags {
   ComputeFlags compute;
   std::string op = "all", size = "130m";
   int64_t prompt = 512, sequences = 1, d_inner = 0, d_state = 0;
+  std::vector<std::string> shapes;  // instead of these four
   bool json = false;
 };
 
-int run_op(const OpBenchFlags& flags) {
+// "SxDxL" or "SxDxLxN": sequences, d_inner, tokens of each and d_state.
+OpShape parse_shape(const std::string& text, OpShape shape) {
+  std::vector<int64_t> extents;
+  const char *at = text.data(), *const end = at + text.size();
+  for (bool more = true; more;) {
+    int64_t extent = 0;
+    const auto [rest, error] = std::from_chars(at, end, extent);
+    if (error != std::errc() || extent < 1 || extent > (int64_t{1} << 24)) break;
+    extents.push_back(extent);
+    more = rest != end && *rest == 'x';
+    at = rest + (more ? 1 : 0);
+  }
+  const size_t count = extents.size();
+  if (at != end || (count != 3 && count != 4) || extents[0] > (int64_t{1} << 31) / extents[2] ||
+      (count == 4 && extents[3] > kMaxDState))
+    throw UsageError(
+        "--shapes: expected sequences x d_inner x tokens [x d_state], e.g. 8x1536x2048; "
+        "got " +
+        text);
+  shape.num_seqs = extents[0], shape.d_inner = extents[1], shape.tokens = extents[0] * extents[2];
+  if (count == 4) shape.d_state = extents[3];
+  return shape;
+}
+
+std::vector<OpShape> shapes_of(const OpBenchFlags& flags) {
   const Config c = named_config(flags.size);
   OpShape shape;
   shape.tokens = flags.prompt;
@@ -161,6 +186,14 @@ int run_op(const OpBenchFlags& flags) {
   shape.dtype = flags.compute.weights_dtype().value_or(DType::f32);
   if (flags.prompt % flags.sequences != 0)
     throw UsageError("--prompt must be a multiple of --sequences");
+  if (flags.shapes.empty()) return {shape};
+  std::vector<OpShape> shapes;
+  for (const std::string& text : flags.shapes) shapes.push_back(parse_shape(text, shape));
+  return shapes;
+}
+
+int run_op(const OpBenchFlags& flags) {
+  const std::vector<OpShape> shapes = shapes_of(flags);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   auto rows = nlohmann::ordered_json::array();
   char line[200];
@@ -169,7 +202,7 @@ int run_op(const OpBenchFlags& flags) {
         "op               pass  shape                    dtype        ms     GB/s  TFLOP/s  floor "
         "ms "
         "% of floor\n");
-  bench_op(*ctx, flags.op, shape, [&](const OpTime& t) {
+  bench_op(*ctx, flags.op, shapes, [&](const OpTime& t) {
     if (flags.json) {
       rows.push_back({{"op", t.op},
                       {"pass", t.pass},
@@ -201,17 +234,27 @@ void add_op_bench(CLI::App& bench, CommandList& out) {
       ->check(CLI::IsMember(names))
       ->capture_default_str();
   add_size(*command, flags->size);
+  CLI::Option* const shapes =
+      command
+          ->add_option("--shapes", flags->shapes,
+                       "Sequences x d_inner x tokens [x d_state], one after the other: "
+                       "8x1536x2048,1x1536x32768x64")
+          ->delimiter(',');
   command->add_option("--prompt", flags->prompt, "Tokens")
       ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(shapes);
   command
       ->add_option("--sequences", flags->sequences, "Sequences of equal length that they make up")
       ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(shapes);
   command->add_option("--d-inner", flags->d_inner, "Channels, instead of the model's")
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(1, 1 << 20))
+      ->excludes(shapes);
   command->add_option("--d-state", flags->d_state, "States of a channel, instead of the model's")
-      ->check(CLI::Range(1, 256));
+      ->check(CLI::Range(1, 256))
+      ->excludes(shapes);
   flags->compute.add_to(*command);
   command->add_flag("--json", flags->json,
                     "Print a list of {\"op\", \"pass\", \"shape\", \"dtype\", \"ms\", "

@@ -18,12 +18,16 @@ struct Rates {
 
 class Bench {
  public:
-  Bench(Context& ctx, const OpShape& shape, const std::function<void(const OpTime&)>& row)
+  Bench(Context& ctx, DType dtype, const std::function<void(const OpTime&)>& row)
       : ctx_(ctx),
-        s_(shape),
-        rates_{measure_read_bandwidth(ctx) * 1e9, measure_gemm_rate(ctx, shape.dtype) * 1e9,
+        rates_{measure_read_bandwidth(ctx) * 1e9, measure_gemm_rate(ctx, dtype) * 1e9,
                measure_exp_rate(ctx)},
         row_(row) {}
+
+  void take(const OpShape& shape) {
+    s_ = shape;
+    memory_.clear();
+  }
 
   void embedding();
   void rms_norm();
@@ -34,7 +38,7 @@ class Bench {
   void adamw();
 
  private:
-  // Kept until the bench ends.
+  // Kept until the next shape.
   Tensor zeros(DType dtype, std::initializer_list<int64_t> shape) {
     memory_.emplace_back(dtype, shape, ctx_.memory());
     return memory_.back().view();
@@ -296,7 +300,7 @@ const std::vector<std::string>& bench_op_names() {
   return names;
 }
 
-void bench_op(Context& ctx, const std::string& name, const OpShape& shape,
+void bench_op(Context& ctx, const std::string& name, const std::vector<OpShape>& shapes,
               const std::function<void(const OpTime&)>& row) {
   const auto& names = bench_op_names();
   if (name != "all" && std::find(names.begin(), names.end(), name) == names.end()) {
@@ -304,9 +308,13 @@ void bench_op(Context& ctx, const std::string& name, const OpShape& shape,
     for (const std::string& n : names) known += ", " + n;
     throw Error("no op of this name", "op", known, "\"" + name + "\"");
   }
-  Bench bench(ctx, shape, row);
-  for (const auto& [op, method] : methods())
-    if (name == "all" || name == op) (bench.*method)();
+  KRAIT_CHECK(!shapes.empty());
+  Bench bench(ctx, shapes.front().dtype, row);
+  for (const OpShape& shape : shapes) {
+    bench.take(shape);
+    for (const auto& [op, method] : methods())
+      if (name == "all" || name == op) (bench.*method)();
+  }
 }
 
 }  // namespace krait

@@ -26,9 +26,9 @@ struct OpTime {
 // Names of the ops that can be timed.
 const std::vector<std::string>& bench_op_names();
 
-// Times one op, or every op for "all"; `row` gets each result as it comes. Throws Error for a name
-// it does not know.
-void bench_op(Context& ctx, const std::string& name, const OpShape& shape,
+// Times one op, or every op for "all", on one shape after the other, all of one type; `row` gets
+// each result as it comes. Throws Error for a name it does not know.
+void bench_op(Context& ctx, const std::string& name, const std::vector<OpShape>& shapes,
               const std::function<void(const OpTime&)>& row);
 
 }  // namespace krait
