@@ -18,6 +18,8 @@ const char* name_of(DType dtype) {
       return "i32";
     case DType::i64:
       return "i64";
+    case DType::i8:
+      return "i8";
     case DType::u8:
       return "u8";
   }
@@ -26,7 +28,7 @@ const char* name_of(DType dtype) {
 
 DType dtype_from_name(const std::string& name) {
   for (DType d :
-       {DType::f32, DType::bf16, DType::f16, DType::f64, DType::i32, DType::i64, DType::u8})
+       {DType::f32, DType::bf16, DType::f16, DType::f64, DType::i32, DType::i64, DType::i8, DType::u8})
     if (name == name_of(d)) return d;
   throw Error("unknown element type", "dtype", "f32, bf16 or f16", "\"" + name + "\"");
 }

@@ -11,7 +11,7 @@
 
 namespace krait {
 
-enum class DType : uint8_t { f32, bf16, f16, f64, i32, i64, u8 };
+enum class DType : uint8_t { f32, bf16, f16, f64, i32, i64, i8, u8 };
 
 constexpr size_t size_of(DType dtype) {
   switch (dtype) {
@@ -24,6 +24,7 @@ constexpr size_t size_of(DType dtype) {
     case DType::bf16:
     case DType::f16:
       return 2;
+    case DType::i8:
     case DType::u8:
       return 1;
   }
@@ -64,6 +65,7 @@ constexpr DType dtype_of() {
   if constexpr (std::is_same_v<T, double>) return DType::f64;
   if constexpr (std::is_same_v<T, int32_t>) return DType::i32;
   if constexpr (std::is_same_v<T, int64_t>) return DType::i64;
+  if constexpr (std::is_same_v<T, int8_t>) return DType::i8;
   if constexpr (std::is_same_v<T, uint8_t>) return DType::u8;
 }
 

@@ -107,7 +107,6 @@ void Generator::reserve(int64_t count) {
   }
   tokens_ = MirroredTensor(ctx_, DType::i32, {count});
   slot_ = MirroredTensor(ctx_, DType::i32, {count});
-  hidden_ = OwnedTensor(weights_.dtype, {count, c.d_model}, ctx_.memory());
   logits_ = MirroredTensor(ctx_, DType::f32, {count, c.vocab_size});
 }
 
@@ -116,8 +115,7 @@ void Generator::step_all(int64_t count) {
   tokens_.upload(count);
   slot_.upload(count);
   recordings_.run(ctx_, {count}, [&] {
-    step(ctx_, weights_, first(tokens_), first(slot_), state_, first(hidden_));
-    logits(ctx_, weights_, first(hidden_), first(logits_));
+    decode(ctx_, weights_, first(tokens_), first(slot_), state_, first(logits_));
   });
   logits_.download(count);
 }

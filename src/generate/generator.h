@@ -104,7 +104,6 @@ class Generator {
   std::vector<int32_t> recent_;       // at least the last kRecentTokens
   int64_t total_ = 0;                 // tokens so far
   MirroredTensor tokens_, slot_;      // (slots)  i32
-  OwnedTensor hidden_;                // (slots, d_model)  T
   MirroredTensor logits_;             // (slots, vocab_size)  f32
   MirroredTensor chunk_, seq_start_;  // (prefill_chunk), (2)  i32
   OwnedTensor chunk_hidden_;          // (prefill_chunk, d_model)  T

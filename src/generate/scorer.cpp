@@ -16,7 +16,6 @@ Scorer::Scorer(Context& ctx, const Weights& weights)
       targets_(ctx, DType::i32, {chunk_}),
       seq_start_(ctx, DType::i32, {chunk_ + 1}),
       loss_(ctx, DType::f32, {chunk_}),
-      hidden_(weights.dtype, {1, weights.config.d_model}, ctx.memory()),
       logits_(ctx, DType::f32, {1, weights.config.vocab_size}),
       logprobs_(static_cast<size_t>(chunk_)) {}
 
@@ -81,8 +80,7 @@ std::vector<std::pair<int32_t, double>> Scorer::top(size_t k) {
   const std::vector<std::byte> before = state_.save(0);
   tokens_.host_ptr<int32_t>()[0] = last_;
   tokens_.upload(1);
-  step(ctx_, weights_, tokens_.view().slice(0, 0, 1), {}, state_, hidden_);
-  logits(ctx_, weights_, hidden_, logits_);
+  decode(ctx_, weights_, tokens_.view().slice(0, 0, 1), {}, state_, logits_);
   logits_.download(1);
   state_.restore(0, before);
   return top_logprobs({logits_.host_ptr<float>(), static_cast<size_t>(weights_.config.vocab_size)},

@@ -59,7 +59,6 @@ class Scorer {
   int64_t chunk_;                                // tokens at once
   MirroredTensor tokens_, targets_, seq_start_;  // (chunk), (chunk), (chunk + 1)  i32
   MirroredTensor loss_;                          // (chunk)  f32
-  OwnedTensor hidden_;                           // (1, d_model)  T
   MirroredTensor logits_;                        // (1, vocab_size)  f32
   std::vector<float> logprobs_;
 };

@@ -4,8 +4,10 @@
 
 #include "model/mamba_block.h"
 #include "ops/cross_entropy.h"
+#include "ops/decoder_step.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
+#include "ops/engine.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
 
@@ -258,6 +260,63 @@ void step(Context& ctx, const Weights& weights, const Tensor& tokens, const Tens
 
 void logits(Context& ctx, const Weights& weights, const Tensor& hidden, const Tensor& out) {
   linear_fwd(ctx, {.x = hidden, .weight = weights.parameters.head(), .bias = {}, .y = out});
+}
+
+namespace {
+
+std::vector<DecoderLayer> decoder_layers(const Weights& w, const DecodeState& state) {
+  std::vector<DecoderLayer> layers;
+  layers.reserve(w.parameters.layers.size());
+  for (const LayerParameters& p : w.parameters.layers) {
+    const int64_t layer = static_cast<int64_t>(layers.size());
+    const BlockArguments block = block_of(w, layer, {}, &state);
+    layers.push_back({.norm = p.norm,
+                      .in_proj = p.in_proj,
+                      .in_proj_scale = {},
+                      .in_proj_bias = p.in_proj_bias,
+                      .conv1d_weight = p.conv1d_weight,
+                      .conv1d_bias = p.conv1d_bias,
+                      .x_proj = p.x_proj,
+                      .dt_proj = p.dt_proj,
+                      .dt_proj_bias = p.dt_proj_bias,
+                      .A = block.A,
+                      .D = p.D,
+                      .out_proj = p.out_proj,
+                      .out_proj_scale = {},
+                      .out_proj_bias = p.out_proj_bias,
+                      .conv = block.conv,
+                      .ssm = block.ssm});
+  }
+  return layers;
+}
+
+// What an engine's own way is for.
+bool usual(const Config& c) { return c.selective_delta && c.selective_B && c.selective_C; }
+
+}  // namespace
+
+void decode(Context& ctx, const Weights& weights, const Tensor& tokens, const Tensor& slot,
+            DecodeState& state, const Tensor& logits) {
+  if (ctx.engine().decoder_step && usual(weights.config)) {
+    check_state(weights, state);
+    const std::vector<DecoderLayer> layers = decoder_layers(weights, state);
+    const DecoderStep op = {.layers = layers,
+                            .tokens = tokens,
+                            .slot = slot,
+                            .embedding = weights.parameters.embedding,
+                            .norm_f = weights.parameters.norm_f,
+                            .head = weights.parameters.head(),
+                            .head_scale = {},
+                            .norm_eps = weights.config.norm_eps,
+                            .residual_dtype = residual_dtype(weights),
+                            .logits = logits};
+    if (takes_decoder_step(ctx, op)) return decoder_step(ctx, op);
+  }
+  const Arena::Scope scope(ctx.workspace());
+  const Tensor hidden =
+      ctx.workspace().tensor(weights.dtype, {tokens.shape[0], weights.config.d_model});
+  step(ctx, weights, tokens, slot, state, hidden);
+  krait::logits(ctx, weights, hidden, logits);
 }
 
 void score(Context& ctx, const Weights& weights, const PackedTokens& input, const Tensor& targets,

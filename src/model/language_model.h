@@ -41,6 +41,11 @@ void step(Context& ctx, const Weights& weights, const Tensor& tokens, const Tens
 // written.
 void logits(Context& ctx, const Weights& weights, const Tensor& hidden, const Tensor& out);
 
+// step(), then logits() of each sequence: (num_seqs, vocab_size) f32 (f64 with T = f64), written.
+// Where the engine has its own way for the whole of it (ops/decoder_step.h), that way.
+void decode(Context& ctx, const Weights& weights, const Tensor& tokens, const Tensor& slot,
+            DecodeState& state, const Tensor& logits);
+
 // Cross entropy of the targets, natural log. targets: (tokens) i32, negative: not scored; loss:
 // (tokens) f32, 0 where not scored. The logits never exist all at once.
 void score(Context& ctx, const Weights& weights, const PackedTokens& input, const Tensor& targets,

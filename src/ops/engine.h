@@ -17,6 +17,9 @@
 
 namespace krait {
 
+struct DecoderStep;    // decoder_step.h
+struct TokenSampling;  // sample.h
+
 struct Engine {
   const char* name;
   Memory& (*memory)();           // where the tensors of its ops live
@@ -63,6 +66,10 @@ struct Engine {
   void (*negative_exp)(Context&, const Tensor&, const Tensor&);
   void (*add_product)(Context&, const Tensor&, const Tensor&, const Tensor&);
   void (*sum_elements)(Context&, const Tensor&, const Tensor&);
+  // Whether this engine has its own way for a step of this shape (decoder_step.h); null: never.
+  bool (*takes_decoder_step)(Context&, const DecoderStep&) = nullptr;
+  void (*decoder_step)(Context&, const DecoderStep&) = nullptr;
+  void (*sample_tokens)(Context&, const TokenSampling&) = nullptr;
 };
 
 // The specification: scalar code in the inputs' precision or, with f64 tensors, wholly in double.
@@ -114,6 +121,8 @@ void mark(Context&, std::shared_ptr<void>&);
 void wait(Context&, const std::shared_ptr<void>&);
 std::shared_ptr<void> record(Context&, const std::function<void()>&);
 void replay(Context&, const std::shared_ptr<void>&);
+bool takes_decoder_step(Context&, const DecoderStep&);
+void decoder_step(Context&, const DecoderStep&);
 }  // namespace cuda
 #undef KRAIT_DECLARE_ENGINE_OPS
 

@@ -9,9 +9,11 @@ namespace krait {
 
 struct Linear {
   Tensor x;       // (tokens, in_features)        T
-  Tensor weight;  // (out_features, in_features)  T
+  Tensor weight;  // (out_features, in_features)  T, or i8 with weight_scale
   Tensor bias;    // (out_features)               f32; none: no bias
   Tensor y;       // (tokens, out_features)       T or f32
+  // (out_features) f32: row o of the matrix is weight_scale[o] times weight's; with i8 only.
+  Tensor weight_scale = {};
 };
 
 struct LinearGrad {

@@ -87,9 +87,22 @@ State::State() {
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
         "reading the GPU's properties");
   shared_bytes_per_block = static_cast<size_t>(shared);
+  int together = 0;
+  check(cudaDeviceGetAttribute(&together, cudaDevAttrCooperativeLaunch, device),
+        "reading the GPU's properties");
+  cooperative = together != 0;
   check(cudaStreamCreate(&stream), "creating a stream");
 }
 
 State::~State() { cudaStreamDestroy(stream); }
+
+void* State::lasting_memory(size_t bytes) {
+  Buffer& buffer = lasting_[bytes];
+  if (buffer.bytes() == 0) {
+    buffer = Buffer(bytes, device_memory());
+    device_memory().zero(buffer.data(), bytes);
+  }
+  return buffer.data();
+}
 
 }  // namespace krait::cuda

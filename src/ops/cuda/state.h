@@ -4,6 +4,7 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
 #include <memory>
 
 #include "ops/engine.h"
@@ -25,8 +26,16 @@ struct State {
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
   size_t shared_bytes_per_block = 0;  // after opting in
+  bool cooperative = false;           // kernels whose blocks are all resident can be launched
   struct Blas;                        // gemm.cpp
   std::shared_ptr<Blas> blas;
+
+  // Memory of so many bytes for what lasts from launch to launch, zero at first; always the same
+  // for the same size, since recordings hold its address.
+  void* lasting_memory(size_t bytes);
+
+ private:
+  std::map<size_t, Buffer> lasting_;
 };
 
 inline State& state_of(Context& ctx) { return ctx.engine_state<State>(); }

@@ -1,0 +1,184 @@
+// decode(): the engine's own way for a step, where it has one, against the ops one by one.
+#include <deque>
+
+#include "model/model_test.h"
+#include "ops/recordings.h"
+
+namespace krait {
+namespace {
+
+using namespace model_test;
+using op_test::on_cuda;
+using op_test::relative_rms;
+
+struct Case {
+  const char* name;
+  Config config;
+};
+
+// Shapes that the GPU's persistent kernel takes, and some that it leaves to the ops.
+std::vector<Case> cases() {
+  std::vector<Case> all = {{"few channels", make_config(300, 128, 4)},
+                           {"130m's width", make_config(1000, 768, 3)},
+                           {"more layers than a launch", make_config(70, 128, 67)},
+                           {"no multiple of eight", small_config()}};
+  Config c = make_config(333, 256, 3);
+  c.tie_embeddings = false;
+  c.use_bias = true;
+  c.d_inner = 1280;  // not twice d_model: blocks without rows of out_proj
+  c.dt_rank = 40;
+  all.push_back({"wide, biases", c});
+  c = make_config(64, 192, 3);
+  c.dt_rank = 24;
+  c.d_state = 64;
+  c.use_conv_bias = false;
+  c.residual_in_fp32 = false;
+  all.push_back({"64 states, residual in bf16", c});
+  c = make_config(50, 128, 2);
+  c.selective_B = false;
+  all.push_back({"constant B", c});
+  return all;
+}
+
+class Decoding {
+ public:
+  Decoding(Context& ctx, const Config& config, DType dtype, int64_t num_seqs, int64_t slots)
+      : ctx_(ctx),
+        model_(config, dtype, ctx.memory()),
+        state_(config, slots, DType::f32, ctx.memory()),
+        tokens_(DType::i32, {num_seqs}, ctx.memory()),
+        logits_(DType::f32, {num_seqs, config.vocab_size}, ctx.memory()),
+        hidden_(dtype, {num_seqs, config.d_model}, ctx.memory()) {
+    Context cpu(cpu_engine(), 1);
+    const TrainableModel host = random_trainable(cpu, config, DType::f32);
+    model_.masters().buffer().upload(host.masters().flat().data);
+    model_.refresh(ctx);
+    tokens_.upload(random_tokens(num_seqs, config.vocab_size, 3).data());
+  }
+
+  void put(const std::vector<int32_t>& tokens) { tokens_.upload(tokens.data()); }
+  void use_slots(const std::vector<int32_t>& slots) {
+    slot_ = OwnedTensor(DType::i32, {static_cast<int64_t>(slots.size())}, ctx_.memory());
+    slot_.upload(slots.data());
+  }
+  void fused() { decode(ctx_, model_.weights(), tokens_, slot_, state_, logits_); }
+  void by_ops() {
+    step(ctx_, model_.weights(), tokens_, slot_, state_, hidden_);
+    krait::logits(ctx_, model_.weights(), hidden_, logits_);
+  }
+  // (num_seqs, vocab_size), then the last layer's states
+  std::vector<double> result() const {
+    std::vector<double> all = received(logits_);
+    const int64_t last = model_.config().n_layer - 1;
+    for (const Tensor& t : {state_.conv(last), state_.ssm(last)})
+      for (const double x : received(t)) all.push_back(x);
+    return all;
+  }
+  std::vector<double> logits() const { return received(logits_); }
+  std::vector<std::byte> saved(int64_t slot) const { return state_.save(slot); }
+
+ private:
+  std::vector<double> received(const Tensor& t) const {
+    const Buffer copy(t.bytes());
+    ctx_.memory().download(copy.data(), t.data, t.bytes());
+    Tensor on_host = t;
+    on_host.data = copy.data();
+    return op_test::to_double(on_host);
+  }
+
+  Context& ctx_;
+  TrainableModel model_;
+  DecodeState state_;
+  OwnedTensor tokens_, slot_, logits_, hidden_;
+};
+
+constexpr int kSteps = 12;
+
+std::vector<int32_t> tokens_of(int step, int64_t num_seqs, const Config& config) {
+  return random_tokens(num_seqs, config.vocab_size, 100 + static_cast<uint64_t>(step));
+}
+
+// Distinct, neither ascending nor all there are.
+std::vector<int32_t> mixed_slots(int64_t num_seqs) {
+  std::vector<int32_t> slots;
+  for (int64_t i = 0; i < num_seqs; ++i) slots.push_back(static_cast<int32_t>(2 * num_seqs - 1 - 2 * i));
+  return slots;
+}
+
+TEST(DecodeCuda, IsNoFurtherFromTheTruthThanTheOps) {
+  on_cuda([](Context& gpu) {
+    for (const Case& c : cases()) {
+      for (const int64_t num_seqs : {1, 2, 4, 5, 8, 11}) {
+        Decoding truth(gpu, c.config, DType::f32, num_seqs, 2 * num_seqs);
+        Decoding ops(gpu, c.config, DType::bf16, num_seqs, 2 * num_seqs);
+        Decoding fused(gpu, c.config, DType::bf16, num_seqs, 2 * num_seqs);
+        for (Decoding* d : {&truth, &ops, &fused})
+          if (num_seqs != 2) d->use_slots(mixed_slots(num_seqs));
+        double of_ops = 0, of_fused = 0;
+        for (int step = 0; step < kSteps; ++step) {
+          for (Decoding* d : {&truth, &ops, &fused}) d->put(tokens_of(step, num_seqs, c.config));
+          truth.by_ops();
+          ops.by_ops();
+          fused.fused();
+          of_ops += relative_rms(ops.result(), truth.result());
+          of_fused += relative_rms(fused.result(), truth.result());
+        }
+        EXPECT_LE(of_fused, 1.2 * of_ops) << c.name << ", " << num_seqs << " sequences";
+        EXPECT_GT(of_fused, 0) << c.name;
+      }
+    }
+  });
+}
+
+// Neither the other sequences of the batch, nor how many there are, nor the run change a bit.
+TEST(DecodeCuda, ASequencesBitsDependOnNothingElse) {
+  on_cuda([](Context& gpu) {
+    for (const Case& c : cases()) {
+      if (c.config.d_model % 8 != 0 || !c.config.selective_B) continue;  // by the ops
+      const int64_t many = 7;
+      Decoding batch(gpu, c.config, DType::bf16, many, 2 * many);
+      Decoding again(gpu, c.config, DType::bf16, many, 2 * many);
+      const std::vector<int32_t> slots = mixed_slots(many);
+      batch.use_slots(slots);
+      again.use_slots(slots);
+      std::deque<Decoding> alone;
+      for (int64_t i = 0; i < many; ++i) alone.emplace_back(gpu, c.config, DType::bf16, 1, 1);
+      for (int step = 0; step < kSteps; ++step) {
+        const std::vector<int32_t> tokens = tokens_of(step, many, c.config);
+        for (Decoding* d : {&batch, &again}) {
+          d->put(tokens);
+          d->fused();
+        }
+        ASSERT_EQ(batch.result(), again.result()) << c.name << " step " << step;
+        const std::vector<double> all = batch.logits();
+        for (int64_t i = 0; i < many; ++i) {
+          Decoding& one = alone[static_cast<size_t>(i)];
+          one.put({tokens[static_cast<size_t>(i)]});
+          one.fused();
+          const std::vector<double> row(all.begin() + i * c.config.vocab_size,
+                                        all.begin() + (i + 1) * c.config.vocab_size);
+          ASSERT_EQ(one.logits(), row) << c.name << " step " << step << " sequence " << i;
+          ASSERT_EQ(one.saved(0), batch.saved(slots[static_cast<size_t>(i)])) << c.name;
+        }
+      }
+    }
+  });
+}
+
+TEST(DecodeCuda, AReplayGivesTheSameBits) {
+  on_cuda([](Context& gpu) {
+    for (const Case& c : cases()) {
+      Decoding eager(gpu, c.config, DType::bf16, 3, 3), replayed(gpu, c.config, DType::bf16, 3, 3);
+      Recordings recordings;
+      for (int step = 0; step < kSteps; ++step) {
+        for (Decoding* d : {&eager, &replayed}) d->put(tokens_of(step, 3, c.config));
+        eager.fused();
+        recordings.run(gpu, {1}, [&] { replayed.fused(); });
+        ASSERT_EQ(replayed.result(), eager.result()) << c.name << " step " << step;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace krait

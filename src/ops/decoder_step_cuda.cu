@@ -1,0 +1,443 @@
+// Decoder step on the GPU: one persistent kernel for the whole model.
+#include "core/dtype.h"
+#include "ops/cuda/state.h"
+#include "ops/decoder_step.cuh"
+#include "ops/decoder_step.h"
+
+namespace krait::cuda {
+namespace {
+
+template <int kSeqs, class W>
+class Decoder {
+ public:
+  __device__ __forceinline__ Decoder(const DecoderArgs& args, char* memory)
+      : a_(args),
+        products_(args, shapes_in(args, memory)),
+        ring_(ring_in(args, memory), products_),
+        x_(reinterpret_cast<bf16*>(memory + args.shared.x)),
+        sums_(reinterpret_cast<float*>(memory + args.shared.sums)),
+        x_dbl_(reinterpret_cast<float*>(memory + args.shared.x_dbl)),
+        z_(reinterpret_cast<float*>(memory + args.shared.z)),
+        u_(reinterpret_cast<float*>(memory + args.shared.u)),
+        delta_(reinterpret_cast<float*>(memory + args.shared.delta)),
+        residual_(reinterpret_cast<float*>(memory + args.shared.residual)),
+        norm_(reinterpret_cast<float*>(memory + args.shared.norm)),
+        round_(*static_cast<const volatile uint32_t*>(args.round)) {}
+
+  static __device__ ProductShape* shapes_in(const DecoderArgs& a, char* memory) {
+    return reinterpret_cast<ProductShape*>(memory + a.shared.shapes);
+  }
+  static __device__ const void* ring_in(const DecoderArgs& a, char* memory) {
+    __syncthreads();  // the shapes are there
+    return memory + a.shared.ring;
+  }
+
+  __device__ __forceinline__ void run() {
+#pragma unroll 1
+    for (int product = 0; product < products_.count(); ++product) multiply(product);
+    // Every block has read the old number: this one has heard from all of them since.
+    if (blockIdx.x == 0 && threadIdx.x == 0) *a_.round = round_ + static_cast<uint32_t>(a_.n_layer);
+  }
+
+ private:
+  // What a thread needs for its row and sequence of a product besides the sum, asked for before the
+  // vectors are awaited. Scale and bias; in x's part of in_proj the convolution's taps and the
+  // inputs before, in dt_proj states of the scan (of item threadIdx.x, not of the row).
+  struct Prepared {
+    float scale, bias;
+    Floats<4> taps_or_A, inputs_or_h;
+    float conv_bias_or_D;
+    float* state;  // null: none
+  };
+
+  static constexpr int kGroupRows = decoder_group_rows(kSeqs);
+  static constexpr int kGroupTiles = kGroupRows / kDecoderTile;
+
+  __device__ uint32_t round_of(int layer) const {
+    return round_ + static_cast<uint32_t>(layer) + 1;
+  }
+  __device__ int channels() const { return products_.shape(DecoderProduct::in_proj).count; }
+  __device__ int first_channel() const { return products_.shape(DecoderProduct::in_proj).first; }
+  __device__ int64_t slot_of(int seq) const { return a_.slot ? a_.slot[seq] : seq; }
+
+  // Product by product: the vectors are awaited and multiplied, and what comes of the sums is
+  // published. Thread i has row i / kSeqs and sequence i % kSeqs of a group of tiles.
+  __device__ __forceinline__ void multiply(int product) {
+    const DecoderProduct kind = products_.kind(product);
+    const ProductShape& shape = products_.shape(kind);
+    if (shape.count == 0) return;
+    const int tiles = shape.tiles, row_bytes = shape.row_bytes;
+    const int layer = product / 4, item = thread_index();
+    const int row = item / kSeqs, seq = item % kSeqs;
+    Prepared prepared = prepare(kind, layer, 0, row, seq);
+    await_vectors(kind, layer);
+    __syncthreads();  // the vectors are there
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; tile += kGroupTiles) {
+      if (tile > 0) {
+        prepared = prepare(kind, layer, tile, row, seq);
+        __syncthreads();  // the last group's sums have been read
+      }
+      const int in_group = min(kGroupTiles, tiles - tile);
+      if (sizeof(W) == 2 || kind == DecoderProduct::x_proj || kind == DecoderProduct::dt_proj)
+        multiply_tiles<kSeqs, bf16>(a_, ring_, products_, row_bytes, in_group, x_, sums_);
+      else
+        multiply_tiles<kSeqs, W>(a_, ring_, products_, row_bytes, in_group, x_, sums_);
+      __syncthreads();  // every warp's sums are there
+      if (item >= kGroupRows * kSeqs) continue;  // whole warps
+      float sum = 0;
+      if (row < in_group * kDecoderTile) {
+#pragma unroll
+        for (int w = 0; w < kDecoderWarps; ++w) sum += sums_[w * (kGroupRows * kSeqs) + item];
+      }
+      finish(kind, layer, tile, row, seq, sum, prepared);
+    }
+    if (kind == DecoderProduct::dt_proj) scan(layer, prepared);
+  }
+
+  // Of row `row` of the group that begins with `tile`.
+  __device__ __forceinline__ Prepared prepare(DecoderProduct kind, int layer, int tile, int row,
+                                              int seq) {
+    const DecoderLayerArgs& l = a_.layer[min(layer, a_.n_layer - 1)];
+    const ProductShape& shape = products_.shape(kind);
+    Prepared p{.scale = 1};
+    const float *scale = nullptr, *bias = nullptr;
+    const int index = row_of(kind, tile, row);
+    const bool there = index < shape.count && seq < a_.num_seqs;
+    int at = shape.first + index;  // in the whole matrix
+    switch (kind) {
+      case DecoderProduct::in_proj:
+        scale = l.in_scale, bias = l.in_bias;
+        if (is_high(row)) {
+          at += a_.d_inner;
+        } else if (there) {
+          p.taps_or_A = load_vector<4>(l.conv_weight + 4 * at);
+          p.conv_bias_or_D = l.conv_bias ? l.conv_bias[at] : 0.f;
+          p.state = l.conv + slot_of(seq) * 3 * a_.d_inner + at;
+#pragma unroll
+          for (int i = 0; i < 3; ++i) p.inputs_or_h[i] = p.state[i * a_.d_inner];
+        }
+        break;
+      case DecoderProduct::dt_proj:
+        bias = l.dt_bias;
+        load_states(l, thread_index(), p);
+        break;
+      case DecoderProduct::out_proj: {
+        scale = l.out_scale, bias = l.out_bias;
+        // The next norm's weights, on their way to the cache before they are needed.
+        const float* norm = layer + 1 < a_.n_layer ? a_.layer[layer + 1].norm : a_.norm_f;
+        if (norm && thread_index() * 32 < a_.d_model)
+          asm volatile("prefetch.global.L2 [%0];" ::"l"(
+              __cvta_generic_to_global(norm + thread_index() * 32)));
+        break;
+      }
+      case DecoderProduct::head:
+        scale = a_.head_scale;
+        break;
+      default:
+        break;
+    }
+    if (there && sizeof(W) == 1 && scale) p.scale = scale[at];
+    if (there && bias) p.bias = bias[at];
+    return p;
+  }
+
+  // Whether a row of a group is one of its tile's high rows, which in in_proj are z's.
+  static __device__ bool is_high(int row) { return row % kDecoderTile >= kDecoderTile / 2; }
+  // Number among the block's rows, of in_proj among its channels.
+  static __device__ int row_of(DecoderProduct kind, int tile, int row) {
+    if (kind != DecoderProduct::in_proj) return tile * kDecoderTile + row;
+    return (tile + row / kDecoderTile) * 8 + row % 8;
+  }
+
+  __device__ __forceinline__ void await_vectors(DecoderProduct kind, int layer) {
+    switch (kind) {
+      case DecoderProduct::in_proj:
+      case DecoderProduct::head: {
+        const float* weight = kind == DecoderProduct::head ? a_.norm_f : a_.layer[layer].norm;
+        take_residual<kSeqs>(a_, x_, residual_, products_.shape(DecoderProduct::out_proj), norm_, weight,
+                             round_of(layer - 1), layer == 0);
+        break;
+      }
+      case DecoderProduct::dt_proj:
+        take_x_dbl<kSeqs>(a_, x_, x_dbl_, round_of(layer));
+        break;
+      default:
+        take_vectors<kSeqs>(a_, x_, kind == DecoderProduct::x_proj ? a_.u : a_.y, a_.d_inner,
+                            round_of(layer));
+    }
+  }
+
+  // All lanes of the warp call it, for rows and sequences too that are not there.
+  __device__ __forceinline__ void finish(DecoderProduct kind, int layer, int tile, int row,
+                                         int seq, float sum, const Prepared& p) {
+    const ProductShape& shape = products_.shape(kind);
+    const int index = row_of(kind, tile, row);
+    const bool there = index < shape.count && seq < a_.num_seqs;
+    const float value = fmaf(sum, p.scale, p.bias);
+    if (kind == DecoderProduct::in_proj)
+      return convolve(layer, index, seq, there, is_high(row), round_bf16(value), p);
+    if (!there) return;
+    switch (kind) {
+      case DecoderProduct::x_proj:
+        publish(a_.x_dbl + seq * a_.x_proj_rows + shape.first + index,
+                __float_as_uint(round_bf16(value)), round_of(layer));
+        return;
+      case DecoderProduct::dt_proj:
+        delta_[seq * a_.max_channels + index] = softplus(round_bf16(sum) + p.bias);
+        return;
+      case DecoderProduct::out_proj: {
+        float& own = residual_[seq * a_.max_out_rows + index];
+        const float r = own + round_bf16(value);
+        own = a_.residual_f32 ? r : round_bf16(r);
+        publish(a_.residual + seq * a_.d_model + shape.first + index, __float_as_uint(own),
+                round_of(layer));
+        return;
+      }
+      default:
+        a_.logits[seq * a_.logits_stride + shape.first + index] = value;
+    }
+  }
+
+  // Of in_proj's outputs z is kept; x goes through the convolution, u is kept and published.
+  __device__ __forceinline__ void convolve(int layer, int channel, int seq, bool there, bool is_z,
+                                           float x, const Prepared& p) {
+    float u = 0;
+    if (p.state) {
+      float s = fmaf(p.taps_or_A[0], p.inputs_or_h[0], p.conv_bias_or_D);
+      s = fmaf(p.taps_or_A[1], p.inputs_or_h[1], s);
+      s = fmaf(p.taps_or_A[2], p.inputs_or_h[2], s);
+      u = round_bf16(silu(fmaf(p.taps_or_A[3], x, s)));
+      u_[seq * a_.max_channels + channel] = u;
+      p.state[0] = p.inputs_or_h[1];
+      p.state[a_.d_inner] = p.inputs_or_h[2];
+      p.state[2 * a_.d_inner] = x;
+    } else if (there && is_z) {
+      z_[seq * a_.max_channels + channel] = x;
+    }
+    const float next = __shfl_down_sync(~0u, u, kSeqs);
+    if (p.state && channel % 2 == 0)
+      publish(a_.u + seq * (a_.d_inner / 2) + (first_channel() + channel) / 2,
+              pack_bf16(u, next), round_of(layer));
+  }
+
+  // Item i of the scan: four states of one of the block's channels for one sequence.
+  struct ScanItem {
+    int quad, channel, seq;
+  };
+  __device__ ScanItem scan_item(int item) const {
+    const int quads = a_.d_state / 4, n = channels();
+    return {item % quads, item / quads % n, item / quads / n};
+  }
+
+  __device__ __forceinline__ void load_states(const DecoderLayerArgs& l, int item,
+                                              Prepared& p) const {
+    const ScanItem i = scan_item(item);
+    p.state = nullptr;
+    if (i.seq >= a_.num_seqs) return;
+    const int channel = first_channel() + i.channel;
+    const int64_t at = static_cast<int64_t>(channel) * a_.d_state + 4 * i.quad;
+    p.state = l.ssm + slot_of(i.seq) * a_.d_inner * a_.d_state + at;
+    p.inputs_or_h = load_vector<4>(static_cast<const float*>(p.state));
+    p.taps_or_A = load_vector<4>(l.A + at);
+    p.conv_bias_or_D = l.D[channel];
+  }
+
+  // The scan of the block's channels; y is published.
+  __device__ __forceinline__ void scan(int layer, Prepared& p) {
+    __syncthreads();  // delta is there, as are u and z
+    const int quads = a_.d_state / 4, items = a_.num_seqs * channels() * quads;
+#pragma unroll 1
+    for (int first = 0; first < items; first += kDecoderThreads) {
+      const int item = first + thread_index();
+      if (first > 0) load_states(a_.layer[layer], item, p);
+      const ScanItem i = scan_item(item);
+      const int at = i.seq * a_.max_channels + i.channel;
+      float y = 0, u = 0;
+      if (p.state) {
+        const float* B = x_dbl_ + i.seq * a_.x_proj_rows + a_.dt_rank + 4 * i.quad;
+        const float* C = B + a_.d_state;
+        u = u_[at];
+        const float delta = delta_[at], input = delta * u;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          p.inputs_or_h[k] = fmaf(exp2_approx(delta * (p.taps_or_A[k] * kLog2E)),
+                                  p.inputs_or_h[k], input * B[k]);
+          y = fmaf(C[k], p.inputs_or_h[k], y);
+        }
+        store_vector<4>(p.state, p.inputs_or_h);
+      }
+      for (int d = quads / 2; d > 0; d /= 2) y += __shfl_xor_sync(~0u, y, d);
+      if (p.state) y = round_bf16(fmaf(p.conv_bias_or_D, u, y) * silu(z_[at]));
+      const float next = __shfl_down_sync(~0u, y, static_cast<unsigned>(quads));
+      if (p.state && i.quad == 0 && i.channel % 2 == 0)
+        publish(a_.y + i.seq * (a_.d_inner / 2) + (first_channel() + i.channel) / 2,
+                pack_bf16(y, next), round_of(layer));
+    }
+  }
+
+  const DecoderArgs& a_;
+  const DecoderProducts<W> products_;
+  WeightRing<decoder_stages(kSeqs)> ring_;
+  bf16* x_;          // (kSeqs, x_stride)                   what is multiplied
+  float* sums_;      // (warps, rows of a group, kSeqs)
+  float* x_dbl_;     // (kSeqs, x_proj_rows)                 B and C
+  float *z_, *u_;    // (kSeqs, max_channels)
+  float* delta_;     // (kSeqs, max_channels)
+  float* residual_;  // (kSeqs, max_out_rows)
+  float* norm_;      // (warps)
+  uint32_t round_;
+};
+
+// Grid: one block for each multiprocessor, all resident; which rows a block owns, and why that
+// shape: decoder_step_plan.h. Four exchanges a layer (flagged_words.cuh): the residual, u, x_dbl, y.
+// A block writes what it publishes over the last layer's only after it has taken over something
+// that every reader of the latter published behind its reading. Moves each weight once; on chip:
+// the ring of weights in flight, the vectors of bf16, the states of the block's channels. Numerics:
+// products of bf16 with sums in f32, a warp's share of a row in order of k as the tensor core adds,
+// then the warps in order; rounded to bf16 where the ops' outputs are.
+template <int kSeqs, class W>
+__global__ void __launch_bounds__(kDecoderThreads, 1)
+    decoder_step_persistent(const __grid_constant__ DecoderArgs args) {
+  extern __shared__ __align__(16) char memory[];
+  Decoder<kSeqs, W>(args, memory).run();
+}
+
+DecoderShape shape_of(const DecoderStep& op) {
+  const DecoderLayer& l = op.layers[0];
+  return {.num_seqs = op.tokens.shape[0],
+          .n_layer = static_cast<int64_t>(op.layers.size()),
+          .d_model = op.norm_f.shape[0],
+          .d_inner = l.D.shape[0],
+          .d_state = l.A.shape[1],
+          .d_conv = l.conv1d_weight.shape[1],
+          .dt_rank = l.dt_proj ? l.dt_proj.shape[1] : 0,
+          .vocab_size = op.head.shape[0],
+          .int8 = op.head.dtype == DType::i8};
+}
+
+DecoderStepPlan plan_of(Context& ctx, const DecoderStep& op) {
+  const State& state = state_of(ctx);
+  return plan_decoder_step(shape_of(op), state.multiprocessors, state.shared_bytes_per_block);
+}
+
+bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
+
+const float* f32(const Tensor& t) { return t ? t.ptr<float>() : nullptr; }
+
+DecoderLayerArgs args_of(const DecoderLayer& l) {
+  return {.norm = f32(l.norm),
+          .in_scale = f32(l.in_proj_scale),
+          .in_bias = f32(l.in_proj_bias),
+          .conv_weight = f32(l.conv1d_weight),
+          .conv_bias = f32(l.conv1d_bias),
+          .dt_bias = f32(l.dt_proj_bias),
+          .A = f32(l.A),
+          .D = f32(l.D),
+          .out_scale = f32(l.out_proj_scale),
+          .out_bias = f32(l.out_proj_bias),
+          .matrix = {l.in_proj.data, l.x_proj.data, l.dt_proj.data, l.out_proj.data},
+          .conv = l.conv.ptr<float>(),
+          .ssm = l.ssm.ptr<float>()};
+}
+
+// All but the layers and the sequences.
+DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* exchange) {
+  const DecoderShape s = shape_of(op);
+  const DecoderExchange e = DecoderExchange::of(s, plan.seqs);
+  // The number of rounds lies before the words.
+  auto* const words = static_cast<FlaggedWord*>(exchange) + 2;
+  DecoderArgs a{};
+  a.round = static_cast<uint32_t*>(exchange);
+  a.residual = words + e.residual;
+  a.u = words + e.u;
+  a.y = words + e.y;
+  a.x_dbl = words + e.x_dbl;
+  a.shared = DecoderShared::of(s, plan);
+  a.d_model = static_cast<int>(s.d_model);
+  a.d_inner = static_cast<int>(s.d_inner);
+  a.d_state = static_cast<int>(s.d_state);
+  a.dt_rank = static_cast<int>(s.dt_rank);
+  a.x_proj_rows = static_cast<int>(s.x_proj_rows());
+  a.vocab_size = static_cast<int>(s.vocab_size);
+  a.x_stride = static_cast<int>(plan.x_stride);
+  a.max_channels = static_cast<int>(plan.max_channels);
+  a.max_out_rows = static_cast<int>(plan.max_out_rows);
+  a.eps = op.norm_eps;
+  a.residual_f32 = op.residual_dtype == DType::f32;
+  a.logits_stride = op.logits.stride[0];
+  return a;
+}
+
+template <int kSeqs, class W>
+void launch(const DecoderStepPlan& plan, cudaStream_t stream, DecoderArgs& args) {
+  const auto kernel = decoder_step_persistent<kSeqs, W>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(plan.shared_bytes)),
+        "asking for shared memory");
+  void* arguments[] = {&args};
+  check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(plan.blocks)),
+                                    dim3(kDecoderThreads), arguments, plan.shared_bytes, stream),
+        "decoder_step_persistent");
+}
+
+template <class W>
+void launch(const DecoderStepPlan& plan, cudaStream_t stream, DecoderArgs& args) {
+  if (plan.seqs == 1) return launch<1, W>(plan, stream, args);
+  if (plan.seqs == 4) return launch<4, W>(plan, stream, args);
+  launch<8, W>(plan, stream, args);
+}
+
+// The layers, at most kDecoderMaxLayers a launch, for the sequences [begin, end).
+void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStream_t stream,
+                   int64_t begin, int64_t end, DecoderArgs& a) {
+  a.num_seqs = static_cast<int>(end - begin);
+  a.tokens = op.tokens.ptr<int32_t>() + begin;
+  a.logits = op.logits.row<float>(begin);
+  const size_t n_layer = op.layers.size();
+  // One table serves sequences that are their own slots only from the first on.
+  a.slot = op.slot ? op.slot.ptr<int32_t>() + begin : nullptr;
+  for (size_t first = 0; first < n_layer; first += kDecoderMaxLayers) {
+    const size_t count = std::min<size_t>(kDecoderMaxLayers, n_layer - first);
+    const bool last = first + count == n_layer;
+    a.n_layer = static_cast<int>(count);
+    for (size_t i = 0; i < count; ++i) {
+      a.layer[i] = args_of(op.layers[first + i]);
+      if (op.slot) continue;
+      a.layer[i].conv += begin * op.layers[0].conv.stride[0];
+      a.layer[i].ssm += begin * op.layers[0].ssm.stride[0];
+    }
+    a.embedding = first == 0 ? op.embedding.ptr<bf16>() : nullptr;
+    a.norm_f = last ? f32(op.norm_f) : nullptr;
+    a.head = last ? op.head.data : nullptr;
+    a.head_scale = last ? f32(op.head_scale) : nullptr;
+    if (op.head.dtype == DType::i8)
+      launch<int8_t>(plan, stream, a);
+    else
+      launch<bf16>(plan, stream, a);
+  }
+}
+
+}  // namespace
+
+bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
+  const State& state = state_of(ctx);
+  if (!state.cooperative || op.embedding.dtype != DType::bf16) return false;
+  for (const DecoderLayer& l : op.layers)
+    for (const Tensor* t : {&l.norm, &l.in_proj, &l.conv1d_weight, &l.x_proj, &l.dt_proj, &l.A,
+                            &l.out_proj, &l.ssm})
+      if (!aligned(*t)) return false;
+  return aligned(op.embedding) && aligned(op.head) && aligned(op.norm_f) && plan_of(ctx, op).usable;
+}
+
+void decoder_step(Context& ctx, const DecoderStep& op) {
+  const DecoderStepPlan plan = plan_of(ctx, op);
+  KRAIT_CHECK(plan.usable);
+  State& state = state_of(ctx);
+  const int64_t num_seqs = op.tokens.shape[0];
+  DecoderArgs args = args_of(op, plan, state.lasting_memory(static_cast<size_t>(plan.exchange_words + 2) * sizeof(FlaggedWord)));
+  for (int64_t begin = 0; begin < num_seqs; begin += plan.seqs)
+    launch_layers(op, plan, state.stream, begin, std::min(num_seqs, begin + plan.seqs), args);
+}
+
+}  // namespace krait::cuda

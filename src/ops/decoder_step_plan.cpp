@@ -1,0 +1,92 @@
+#include "ops/decoder_step_plan.h"
+
+#include <algorithm>
+
+namespace krait::cuda {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// What the kernel's accesses rely on.
+bool shape_fits(const DecoderShape& s) {
+  const int64_t lanes = s.d_state / 4;  // that share a channel of the scan
+  const bool state_lanes = s.d_state % 4 == 0 && lanes <= 16 && (lanes & (lanes - 1)) == 0;
+  const int64_t row_multiple = s.int8 ? 16 : 8;  // 16 bytes of a row of weights
+  return state_lanes && s.d_conv == 4 && s.dt_rank > 0 && s.dt_rank % 8 == 0 &&
+         s.d_inner % row_multiple == 0 && s.d_model % row_multiple == 0;
+}
+
+// The most sequences of one launch, no more than there are, whose vectors fit.
+DecoderStepPlan plan_for(const DecoderShape& s, int multiprocessors, int seqs) {
+  DecoderStepPlan p;
+  p.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, s.d_inner / 2));
+  p.seqs = seqs;
+  p.max_channels = 2 * ceil_div(s.d_inner / 2, p.blocks);
+  p.max_out_rows = ceil_div(s.d_model, p.blocks);
+  // Rows of different sequences in different banks; whole pieces, of one byte an element too.
+  p.x_stride = round_up(std::max({s.d_model, s.d_inner, s.dt_rank}), 64) + 32;
+  p.shared_bytes = DecoderShared::of(s, p).bytes;
+  p.exchange_words = DecoderExchange::of(s, seqs).words;
+  return p;
+}
+
+}  // namespace
+
+DecoderExchange DecoderExchange::of(const DecoderShape& s, int seqs) {
+  DecoderExchange e{};
+  e.residual = 0;
+  e.u = e.residual + seqs * s.d_model;
+  e.y = e.u + seqs * s.d_inner / 2;
+  e.x_dbl = e.y + seqs * s.d_inner / 2;
+  e.words = e.x_dbl + seqs * round_up(s.x_proj_rows(), 2);
+  return e;
+}
+
+DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p) {
+  const auto seqs = static_cast<size_t>(p.seqs);
+  DecoderShared m{};
+  size_t end = 0;
+  const auto take = [&](size_t bytes) {
+    const size_t begin = end;
+    end += (bytes + 15) / 16 * 16;
+    return begin;
+  };
+  const auto floats = [&](int64_t count) { return take(4 * seqs * static_cast<size_t>(count)); };
+  m.ring = take(size_t{kDecoderWarps} * static_cast<size_t>(decoder_stages(p.seqs)) *
+                kDecoderTile * kDecoderPieceBytes);
+  m.x = take(2 * seqs * static_cast<size_t>(p.x_stride));
+  m.sums = floats(kDecoderWarps * decoder_group_rows(p.seqs));
+  m.x_dbl = floats(s.x_proj_rows());
+  m.z = floats(p.max_channels);
+  m.u = floats(p.max_channels);
+  m.delta = floats(p.max_channels);
+  m.residual = floats(p.max_out_rows);
+  m.norm = floats(kDecoderWarps);
+  m.shapes = take(5 * 28);
+  m.bytes = end;
+  return m;
+}
+
+DecoderStepPlan plan_decoder_step(const DecoderShape& s, int multiprocessors,
+                                  size_t shared_bytes) {
+  if (!shape_fits(s) || s.num_seqs < 1) return {};
+  for (const int seqs : {8, 4, 1}) {
+    const int smaller = seqs == 8 ? 4 : seqs == 4 ? 1 : 0;
+    if (s.num_seqs <= smaller) continue;
+    DecoderStepPlan p = plan_for(s, multiprocessors, seqs);
+    // A sequence's residual is taken over by 1 / seqs of the threads.
+    const int64_t pairs = int64_t{decoder_residual_pairs(seqs)} * (kDecoderThreads / seqs);
+    p.usable = p.shared_bytes <= shared_bytes && s.d_model / 2 <= pairs;
+    if (p.usable) return p;
+  }
+  return {};
+}
+
+std::string DecoderStepPlan::to_string() const {
+  if (!usable) return "op by op";
+  return std::to_string(blocks) + " blocks, " + std::to_string(seqs) + " sequences a launch, " +
+         std::to_string(shared_bytes) + " bytes of shared memory";
+}
+
+}  // namespace krait::cuda

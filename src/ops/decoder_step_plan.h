@@ -1,0 +1,58 @@
+// How the CUDA engine cuts a decoder step (decoder_step.h): pure functions of shapes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace krait::cuda {
+
+struct DecoderShape {
+  int64_t num_seqs, n_layer, d_model, d_inner, d_state, d_conv, dt_rank, vocab_size;
+  bool int8 = false;  // in_proj, out_proj and head
+  int64_t x_proj_rows() const { return dt_rank + 2 * d_state; }
+};
+
+inline constexpr int kDecoderWarps = 8, kDecoderThreads = 32 * kDecoderWarps;
+inline constexpr int kDecoderTile = 16;        // rows of a matrix that a warp multiplies at a time
+inline constexpr int kDecoderPieceBytes = 64;  // of each row of a tile, copied at a time
+inline constexpr int64_t kDecoderMaxSeqs = 8;  // of a launch: the width of a tensor core product
+inline constexpr int kDecoderMaxLayers = 64;   // of a launch: their addresses are its arguments
+
+// Pieces of the weights that a warp has under way, for kernels of up to `seqs` sequences.
+constexpr int decoder_stages(int seqs) { return seqs == 1 ? 6 : seqs <= 4 ? 12 : 10; }
+// Rows whose sums the warps bring together at a time: a thread for each row and sequence.
+constexpr int decoder_group_rows(int seqs) { return seqs == 8 ? 32 : seqs == 4 ? 64 : 128; }
+// Pairs of residual values that a thread takes over in the kernel for `seqs` sequences.
+constexpr int decoder_residual_pairs(int seqs) { return seqs == 1 ? 6 : 16; }
+
+// One block for each multiprocessor, all of them resident: they exchange activations. Block b owns
+// the rows [b rows / blocks, (b + 1) rows / blocks) of each matrix, of in_proj those of its
+// channels, which come in pairs.
+struct DecoderStepPlan {
+  bool usable = false;
+  int blocks = 0;
+  int seqs = 0;  // of a launch, at most: 1, 4 or 8
+  int64_t max_channels = 0, max_out_rows = 0;  // of a block: of d_inner, of d_model
+  int64_t x_stride = 0;      // elements of a row of the vectors that matrices are multiplied with
+  size_t shared_bytes = 0;
+  int64_t exchange_words = 0;  // of global memory: all that blocks publish
+
+  std::string to_string() const;
+};
+
+// Word offsets into the exchange buffer, for `seqs` sequences.
+struct DecoderExchange {
+  int64_t residual, u, x_dbl, y, words;
+  static DecoderExchange of(const DecoderShape&, int seqs);
+};
+
+// Byte offsets into a block's shared memory.
+struct DecoderShared {
+  size_t ring, x, sums, x_dbl, z, u, delta, residual, norm, shapes, bytes;
+  static DecoderShared of(const DecoderShape&, const DecoderStepPlan&);
+};
+
+DecoderStepPlan plan_decoder_step(const DecoderShape&, int multiprocessors, size_t shared_bytes);
+
+}  // namespace krait::cuda

@@ -1,0 +1,111 @@
+#include "ops/decoder_step_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+namespace krait::cuda {
+namespace {
+
+constexpr int kH200 = 132;
+constexpr size_t kHopperShared = 232448, kA100Shared = 166912;
+
+DecoderShape shape(int64_t d_model, int64_t n_layer, int64_t num_seqs) {
+  return {.num_seqs = num_seqs,
+          .n_layer = n_layer,
+          .d_model = d_model,
+          .d_inner = 2 * d_model,
+          .d_state = 16,
+          .d_conv = 4,
+          .dt_rank = (d_model + 15) / 16,
+          .vocab_size = 50280};
+}
+
+TEST(DecoderStepPlan, TakesEveryPublishedSizeOnHopper) {
+  for (const int64_t d_model : {768, 1024, 1536, 2048, 2560, 4096})
+    for (const bool int8 : {false, true})
+      for (const int64_t num_seqs : {1, 2, 4, 5, 8}) {
+        DecoderShape s = shape(d_model, 64, num_seqs);
+        s.int8 = int8;
+        const DecoderStepPlan p = plan_decoder_step(s, kH200, kHopperShared);
+        ASSERT_TRUE(p.usable) << d_model << " " << num_seqs;
+        EXPECT_EQ(p.blocks, kH200);
+        EXPECT_LE(p.shared_bytes, kHopperShared);
+        EXPECT_GE(p.seqs, num_seqs == 1 ? 1 : 4);
+      }
+}
+
+TEST(DecoderStepPlan, LeavesToTheOpsWhatItsAccessesDoNotFit) {
+  const DecoderShape good = shape(768, 24, 1);
+  const auto usable = [](const DecoderShape& s, size_t shared = kHopperShared) {
+    return plan_decoder_step(s, kH200, shared).usable;
+  };
+  EXPECT_TRUE(usable(good));
+  DecoderShape s = good;
+  s.dt_rank = 47;
+  EXPECT_FALSE(usable(s));
+  s = good;
+  s.d_conv = 3;
+  EXPECT_FALSE(usable(s));
+  for (const int64_t d_state : {5, 12, 128, 256}) {
+    s = good;
+    s.d_state = d_state;
+    EXPECT_FALSE(usable(s)) << d_state;
+  }
+  s = good;
+  s.d_model = 776, s.int8 = true;
+  EXPECT_FALSE(usable(s));
+  s.int8 = false;
+  EXPECT_TRUE(usable(s));
+  EXPECT_FALSE(usable(good, 100 << 10));
+  EXPECT_FALSE(usable(shape(16384, 2, 1)));
+}
+
+// A part of shared memory begins where the one before it ends, and none is cut short.
+TEST(DecoderStepPlan, SharedMemoryHoldsEverything) {
+  for (const int64_t num_seqs : {1, 4, 8}) {
+    const DecoderShape s = shape(2048, 48, num_seqs);
+    const DecoderStepPlan p = plan_decoder_step(s, kH200, kHopperShared);
+    const DecoderShared m = DecoderShared::of(s, p);
+    const auto seqs = static_cast<size_t>(p.seqs);
+    const std::array<size_t, 11> begins = {m.ring, m.x,     m.sums,     m.x_dbl, m.z,     m.u,
+                                           m.delta, m.residual, m.norm, m.shapes, m.bytes};
+    const std::array<size_t, 10> least = {
+        size_t{16} * static_cast<size_t>(decoder_stages(p.seqs)) * 1024,
+        2 * seqs * (4096 + 32),
+        4 * seqs * 16 * static_cast<size_t>(decoder_group_rows(p.seqs)),
+        4 * seqs * (128 + 32),
+        4 * seqs * 32,
+        4 * seqs * 32,
+        4 * seqs * 32,
+        4 * seqs * 16,
+        4 * seqs * 16,
+        5 * 28};
+    for (size_t i = 0; i < least.size(); ++i) {
+      EXPECT_EQ(begins[i] % 16, 0u);
+      EXPECT_GE(begins[i + 1], begins[i] + least[i]) << i;
+    }
+    EXPECT_EQ(p.shared_bytes, m.bytes);
+  }
+}
+
+TEST(DecoderStepPlan, EveryBlockOwnsAPairOfChannels) {
+  for (const int64_t d_model : {64, 128, 768, 2048})
+    for (const int multiprocessors : {1, 20, 108, 132}) {
+      const DecoderStepPlan p =
+          plan_decoder_step(shape(d_model, 2, 1), multiprocessors, kHopperShared);
+      if (!p.usable) continue;
+      EXPECT_GE(d_model, p.blocks);  // pairs of channels
+      EXPECT_GE(p.max_channels * p.blocks, 2 * d_model);
+    }
+}
+
+TEST(DecoderStepPlan, SmallerMultiprocessorsTakeWhatFits) {
+  EXPECT_FALSE(plan_decoder_step(shape(2048, 48, 1), 108, kA100Shared).usable);
+  EXPECT_TRUE(plan_decoder_step(shape(768, 24, 8), 108, kA100Shared).usable);
+}
+
+}  // namespace
+}  // namespace krait::cuda
