@@ -168,7 +168,7 @@ std::vector<Generator::Active> Generator::start(const GenerateOptions& options) 
   reserve(options.samples);
   std::vector<Active> active;
   for (int64_t i = 0; i < options.samples; ++i) {
-    if (i > 0) state_.copy(0, i);
+    if (i > 0) state_.copy(ctx_, 0, i);
     SamplingParams params = options.sampling;
     params.seed += static_cast<uint64_t>(i);
     if (!options.any_token && params.vocab_limit == 0)

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "ops/elementwise.h"
 
 namespace krait {
 namespace {
@@ -81,14 +82,18 @@ void DecodeState::reset() {
   ssm_.zero();
 }
 
-void DecodeState::copy(int64_t from, int64_t to) {
+void DecodeState::copy(Context& ctx, int64_t from, int64_t to) {
   check_slot(from);
   check_slot(to);
   if (from == to) return;
-  for_each_pool([&](const Tensor& pool, int64_t layer) {
-    const Piece source = piece(pool, layer, from);
-    conv_.memory().copy(piece(pool, layer, to).data, source.data, source.bytes);
-  });
+  for (const Tensor& pool : {conv_.view(), ssm_.view()}) {
+    const auto layers = [&](int64_t slot) {  // (n_layer, elements of a slot)
+      Tensor t(piece(pool, 0, slot).data, pool.dtype, {n_layer_, pool.shape[2]});
+      t.stride[0] = pool.stride[0];
+      return t;
+    };
+    copy_elements(ctx, layers(from), layers(to));
+  }
 }
 
 std::vector<std::byte> DecodeState::save(int64_t slot) const {

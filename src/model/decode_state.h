@@ -11,6 +11,7 @@
 
 #include "core/arena.h"
 #include "model/config.h"
+#include "ops/context.h"
 
 namespace krait {
 
@@ -28,7 +29,7 @@ class DecodeState {
 
   void reset(int64_t slot);  // to zero: the state before a sequence's first token
   void reset();              // all slots
-  void copy(int64_t from, int64_t to);
+  void copy(Context& ctx, int64_t from, int64_t to);  // in order with the ops
 
   // A slot as a value, independent of this object: the model's shape, then the numbers. For the
   // same machine's byte order.

@@ -96,7 +96,7 @@ TEST_P(LanguageModel, AStateIsAValue) {
   const Packed prompt = packed({random_tokens(30, config.vocab_size, 5)});
   logits_of(ctx, model.weights(), prompt.view(), &state);
   const std::vector<std::byte> saved = state.save(0);
-  state.copy(0, 1);
+  state.copy(ctx, 0, 1);
   const std::vector<double> first = step_logits(ctx, model.weights(), {7}, {0}, state);
   EXPECT_EQ(step_logits(ctx, model.weights(), {7}, {1}, state), first);  // the fork
   state.restore(0, saved);

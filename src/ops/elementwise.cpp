@@ -11,6 +11,10 @@ void check_pair(const Tensor& a, const Tensor& b) {
               shape_string(a) + " and " + shape_string(b));
 }
 
+bool strided_rows(const Tensor& t) {
+  return t.rank == 2 && t.stride[1] == 1 && t.stride[0] >= t.shape[1];
+}
+
 void check_full(const Tensor& a, const Tensor& b) {
   check_pair(a, b);
   KRAIT_CHECK(a.dtype == b.dtype && a.dtype == full_precision(a));
@@ -24,7 +28,12 @@ void fill_zero(Context& ctx, const Tensor& x) {
 }
 
 void copy_elements(Context& ctx, const Tensor& from, const Tensor& to) {
-  check_pair(from, to);
+  if (from.rank == 2 && !(from.contiguous() && to.contiguous())) {
+    KRAIT_CHECK(strided_rows(from) && strided_rows(to) && from.shape == to.shape,
+                shape_string(from) + " and " + shape_string(to));
+  } else {
+    check_pair(from, to);
+  }
   KRAIT_CHECK(from.dtype == to.dtype);
   if (to.size() > 0) ctx.engine().copy_elements(ctx, from, to);
 }

@@ -1,4 +1,5 @@
-// Passes over tensors that run in order with the other ops. All tensors are contiguous.
+// Passes over tensors that run in order with the other ops. Tensors are contiguous where nothing
+// else is said.
 #pragma once
 
 #include "ops/context.h"
@@ -6,9 +7,9 @@
 namespace krait {
 
 void fill_zero(Context&, const Tensor& x);  // any type
-// Same type and size. Each may also be in the engine's transfer memory: the host writes `from`
-// before the call and leaves it alone, and reads `to`, after a mark behind this one was reached
-// (engine.h).
+// Same type and size, contiguous, or both (rows, width) with rows that may be strided. Each may
+// also be in the engine's transfer memory: the host writes `from` before the call and leaves it
+// alone, and reads `to`, after a mark behind this one was reached (engine.h).
 void copy_elements(Context&, const Tensor& from, const Tensor& to);
 void round_elements(Context&, const Tensor& from, const Tensor& to);  // f32 to bf16, to nearest
 

@@ -54,8 +54,19 @@ void fill_zero(Context& ctx, const Tensor& x) {
 }
 
 void copy_elements(Context& ctx, const Tensor& from, const Tensor& to) {
-  check(cudaMemcpyAsync(to.data, from.data, to.bytes(), cudaMemcpyDefault, state_of(ctx).stream),
-        "copying a tensor");
+  const cudaStream_t stream = state_of(ctx).stream;
+  if (from.contiguous() && to.contiguous()) {
+    check(cudaMemcpyAsync(to.data, from.data, to.bytes(), cudaMemcpyDefault, stream),
+          "copying a tensor");
+    return;
+  }
+  const auto bytes = [&](int64_t elements) {
+    return static_cast<size_t>(elements) * size_of(to.dtype);
+  };
+  check(cudaMemcpy2DAsync(to.data, bytes(to.stride[0]), from.data, bytes(from.stride[0]),
+                          bytes(to.shape[1]), static_cast<size_t>(to.shape[0]), cudaMemcpyDefault,
+                          stream),
+        "copying a tensor's rows");
 }
 
 void round_elements(Context& ctx, const Tensor& from, const Tensor& to) {

@@ -9,7 +9,16 @@ namespace krait::reference {
 void fill_zero(Context&, const Tensor& x) { std::memset(x.data, 0, x.bytes()); }
 
 void copy_elements(Context&, const Tensor& from, const Tensor& to) {
-  std::memcpy(to.data, from.data, to.bytes());
+  if (from.contiguous() && to.contiguous()) {
+    std::memcpy(to.data, from.data, to.bytes());
+    return;
+  }
+  const size_t width = size_of(to.dtype);
+  for (int64_t i = 0; i < to.shape[0]; ++i)
+    std::memcpy(
+        static_cast<std::byte*>(to.data) + static_cast<size_t>(i * to.stride[0]) * width,
+        static_cast<const std::byte*>(from.data) + static_cast<size_t>(i * from.stride[0]) * width,
+        static_cast<size_t>(to.shape[1]) * width);
 }
 
 void round_elements(Context&, const Tensor& from, const Tensor& to) {

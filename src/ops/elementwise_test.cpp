@@ -54,7 +54,21 @@ void check_against_definitions(Context& ctx, int64_t first, int64_t size) {
     EXPECT_EQ(after[i], before[i]);
 }
 
+void check_copied_rows(Context& ctx) {
+  Rng rng(3);
+  for (const int64_t width : {1, 3, 64}) {
+    TestTensor x(DType::f32, {5, width}, width + 3), y(DType::f32, {5, width}, width + 7),
+        dense(DType::f32, {5, width});
+    x.normal(rng);
+    copy_elements(ctx, x, y);
+    copy_elements(ctx, y, dense);
+    EXPECT_TRUE(bitwise_equal(x, dense)) << width;
+    EXPECT_TRUE(y.guards_intact()) << width;
+  }
+}
+
 void check_sizes(Context& ctx) {
+  check_copied_rows(ctx);
   for (int64_t first : {0, 1, 8})
     for (int64_t size : {0, 1, 7, 8, 9, 2047, 2048, 2049, 100001})
       check_against_definitions(ctx, first, size);
