@@ -11,18 +11,19 @@ namespace krait {
 
 class Rng {
  public:
-  explicit Rng(uint64_t seed, uint64_t stream = 0) : key_(seed), stream_(stream) {}
+  constexpr explicit Rng(uint64_t seed, uint64_t stream = 0) : key_(seed), stream_(stream) {}
 
-  uint32_t next_u32() {
+  constexpr uint32_t next_u32() {
     const uint64_t index = position_++;
     if (index / 4 != block_index_) refill(index / 4);
     return block_[index % 4];
   }
-  // Uniform on [0, 1), 53 bits.
-  double uniform() {
+  constexpr uint64_t next_53_bits() {
     const uint64_t high = next_u32(), low = next_u32();
-    return static_cast<double>((high << 21) ^ (low >> 11)) * 0x1p-53;
+    return (high << 21) ^ (low >> 11);
   }
+  // Uniform on [0, 1), 53 bits.
+  double uniform() { return static_cast<double>(next_53_bits()) * 0x1p-53; }
   double uniform(double low, double high) { return low + (high - low) * uniform(); }
   // Uniform on {0, .., n - 1}, without bias. n > 0.
   uint64_t below(uint64_t n) {
@@ -38,13 +39,13 @@ class Rng {
   }
 
   uint64_t position() const { return position_; }
-  void seek(uint64_t position) {
+  constexpr void seek(uint64_t position) {
     position_ = position;
     block_index_ = UINT64_MAX;
   }
 
  private:
-  void refill(uint64_t index) {
+  constexpr void refill(uint64_t index) {
     block_index_ = index;
     std::array<uint32_t, 4> c = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                                  static_cast<uint32_t>(stream_),

@@ -10,15 +10,6 @@
 namespace krait {
 namespace {
 
-void check_range(const char* name, double value, double low, double high, const char* expected) {
-  if (!(value >= low && value <= high)) {
-    throw Error("bad sampling parameter", name, expected, std::to_string(value));
-  }
-}
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kLargest = std::numeric_limits<float>::max();
-
 // The first token of the highest logit.
 size_t most_likely(std::span<const float> logits) {
   if (logits.empty()) throw Error("no logits", "logits");
@@ -46,16 +37,6 @@ double log_sum_exp(std::span<const float> logits) {
 }
 
 }  // namespace
-
-void SamplingParams::validate() const {
-  check_range("temperature", temperature, 0, kLargest, "0 or more, finite");
-  check_range("top_p", top_p, 0, 1, "0 to 1");
-  check_range("min_p", min_p, 0, 1, "0 to 1");
-  check_range("repeat_penalty", repeat_penalty, std::numeric_limits<float>::min(), kLargest,
-              "more than 0, finite");
-  check_range("repeat_last_n", repeat_last_n, -1, kInfinity, "-1 or more");
-  check_range("vocab_limit", vocab_limit, 0, kInfinity, "0 or more");
-}
 
 Sampler::Sampler(const SamplingParams& params) : params_(params), rng_(params.seed) {
   params_.validate();

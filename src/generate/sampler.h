@@ -1,13 +1,4 @@
-// Picks the next token from a model's logits. Parameters have llama.cpp's names, defaults and order
-// of application:
-//   1. repeat penalty: of every token among the last repeat_last_n, a positive logit is divided by
-//   repeat_penalty, another
-//      multiplied by it, once, however often the token occurred;
-//   2. top-k: the k most likely remain (of equal logits the lower ids);
-//   3. top-p: of those, the fewest most likely ones whose probabilities (softmax over what top-k
-//   left) sum to top_p or more;
-//   4. min-p: of those, the ones with at least min_p times the probability of the most likely;
-//   5. temperature: logits are divided by it, and one of what remains is drawn by softmax.
+// Picks the next token from a model's logits, as ops/sample.h describes.
 #pragma once
 
 #include <cstdint>
@@ -16,22 +7,9 @@
 #include <vector>
 
 #include "core/rng.h"
+#include "ops/sample.h"
 
 namespace krait {
-
-struct SamplingParams {
-  float temperature =
-      0.8f;  // 0: the most likely token after step 1 (the lowest id among equals), nothing is drawn
-  int top_k = 40;               // 0 or less: off
-  float top_p = 0.95f;          // 1: off
-  float min_p = 0.05f;          // 0: off
-  float repeat_penalty = 1.0f;  // 1: off
-  int repeat_last_n = 64;       // 0: off, -1: all recent tokens
-  uint64_t seed = 0;
-  int32_t vocab_limit = 0;  // ids from here on are never picked (a padded vocabulary); 0: no limit
-
-  void validate() const;  // throws Error that names the parameter
-};
 
 // The same parameters and the same logits give the same tokens. O(vocabulary) per token; memory is
 // kept from call to call.

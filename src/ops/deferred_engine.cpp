@@ -133,6 +133,7 @@ Engine make_engine() {
   e.negative_exp = Later<&Engine::negative_exp>::run;
   e.add_product = Later<&Engine::add_product>::run;
   e.sum_elements = Later<&Engine::sum_elements>::run;
+  e.sample_tokens = Later<&Engine::sample_tokens>::run;
   return e;
 }
 

@@ -13,12 +13,12 @@
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
+#include "ops/sample.h"
 #include "ops/selective_scan.h"
 
 namespace krait {
 
-struct DecoderStep;    // decoder_step.h
-struct TokenSampling;  // sample.h
+struct DecoderStep;  // decoder_step.h
 
 struct Engine {
   const char* name;
@@ -66,10 +66,10 @@ struct Engine {
   void (*negative_exp)(Context&, const Tensor&, const Tensor&);
   void (*add_product)(Context&, const Tensor&, const Tensor&, const Tensor&);
   void (*sum_elements)(Context&, const Tensor&, const Tensor&);
+  void (*sample_tokens)(Context&, const TokenSampling&);
   // Whether this engine has its own way for a step of this shape (decoder_step.h); null: never.
   bool (*takes_decoder_step)(Context&, const DecoderStep&) = nullptr;
   void (*decoder_step)(Context&, const DecoderStep&) = nullptr;
-  void (*sample_tokens)(Context&, const TokenSampling&) = nullptr;
 };
 
 // The specification: scalar code in the inputs' precision or, with f64 tensors, wholly in double.
@@ -102,7 +102,8 @@ const Engine& cpu_engine();
   void round_elements(Context&, const Tensor&, const Tensor&);                       \
   void negative_exp(Context&, const Tensor&, const Tensor&);                         \
   void add_product(Context&, const Tensor&, const Tensor&, const Tensor&);           \
-  void sum_elements(Context&, const Tensor&, const Tensor&);
+  void sum_elements(Context&, const Tensor&, const Tensor&);                         \
+  void sample_tokens(Context&, const TokenSampling&);
 
 namespace reference {
 KRAIT_DECLARE_ENGINE_OPS

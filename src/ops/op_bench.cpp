@@ -36,6 +36,7 @@ class Bench {
   void selective_scan();
   void cross_entropy();
   void adamw();
+  void sample();
 
  private:
   // Kept until the next shape.
@@ -265,6 +266,38 @@ void Bench::cross_entropy() {
        [&] { cross_entropy_bwd(ctx_, op, grad); });
 }
 
+// The next token of num_seqs sequences.
+void Bench::sample() {
+  const int64_t rows = s_.num_seqs;
+  std::vector<SampledSequence> sequences(static_cast<size_t>(rows) + 1);
+  const TokenSampling op = {.logits = random(DType::f32, {rows, s_.vocab_size}, -10, 10),
+                            .slot = integers(rows, [](int64_t i) { return i; }),
+                            .spare_slot = static_cast<int32_t>(rows),
+                            .sequence = zeros(DType::u8, {rows + 1, sizeof(SampledSequence)}),
+                            .recent = zeros(DType::i32, {rows + 1, 64}),
+                            .tokens = zeros(DType::i32, {rows}),
+                            .picked = zeros(DType::i32, {rows, 2})};
+  const auto time_with = [&](const char* pass, const SamplingParams& params) {
+    for (int64_t i = 0; i < rows; ++i)
+      sequences[static_cast<size_t>(i)] = sampled_sequence(params, int64_t{1} << 40);
+    ctx_.memory().upload(op.sequence.data, sequences.data(), op.sequence.bytes());
+    time("sample", pass, dims({rows, s_.vocab_size}), sample_cost(op),
+         [&] { sample_tokens(ctx_, op); });
+  };
+  const SamplingParams defaults;
+  SamplingParams greedy, penalty, top_p, all;
+  greedy.temperature = 0;
+  penalty.repeat_penalty = 1.1f;
+  top_p.top_k = all.top_k = 0;
+  all.top_p = 1;
+  all.min_p = 0;
+  time_with("greedy", greedy);
+  time_with("defaults", defaults);
+  time_with("penalty", penalty);
+  time_with("top-p", top_p);
+  time_with("all", all);
+}
+
 void Bench::adamw() {
   const int64_t size = 4 << 20;
   const AdamW op = {.param = random(DType::f32, {size}),
@@ -285,7 +318,8 @@ const std::vector<std::pair<std::string, Method>>& methods() {
       {"causal_conv1d", &Bench::causal_conv1d},
       {"selective_scan", &Bench::selective_scan},
       {"cross_entropy", &Bench::cross_entropy},
-      {"adamw", &Bench::adamw}};
+      {"adamw", &Bench::adamw},
+      {"sample", &Bench::sample}};
   return all;
 }
 

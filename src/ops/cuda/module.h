@@ -8,7 +8,7 @@
 namespace krait::cuda {
 
 // Changes with every change of Engine or of a contract: a module of another build is refused.
-inline constexpr int kModuleVersion = 1;
+inline constexpr int kModuleVersion = 2;
 
 struct Module {
   int version;
