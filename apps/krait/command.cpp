@@ -103,7 +103,8 @@ void SamplingFlags::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--repeat-penalty", s.repeat_penalty, "Penalty of repeated tokens; 1: none")
       ->capture_default_str();
-  app.add_option("--repeat-last-n", s.repeat_last_n, "Tokens it looks back; 0: none, -1: all")
+  app.add_option("--repeat-last-n", s.repeat_last_n,
+                 "Tokens it looks back; 0: none, -1: all, at most 65536")
       ->capture_default_str();
   app.add_option("--stop", options.stop, "End at this text; may be given several times")
       ->allow_extra_args(false);

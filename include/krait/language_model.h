@@ -49,7 +49,7 @@ struct TextOptions {
   float top_p = 0.95f;          // choose among the likeliest that sum to p; 1: all
   float min_p = 0.05f;          // leave out what is less likely than p times the likeliest; 0: off
   float repeat_penalty = 1.0f;  // 1: none
-  int repeat_last_n = 64;       // tokens it looks back; -1: all
+  int repeat_last_n = 64;       // tokens it looks back; -1: all, at most 65536
   uint64_t seed = 0;            // the same seed, the same text
   std::vector<std::string> stop;  // text that ends the text; not part of it
   bool ignore_eos = false;        // write on after the end-of-text token

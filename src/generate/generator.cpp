@@ -1,7 +1,7 @@
 #include "generate/generator.h"
 
 #include <algorithm>
-#include <cstring>
+#include <limits>
 
 namespace krait {
 namespace {
@@ -27,12 +27,10 @@ const char* name_of(FinishReason reason) {
 // A sample being written.
 struct Generator::Active {
   int64_t index;  // also its slot
-  Sampler sampler;
   Utf8Stream utf8;
   StopMatcher stops;
-  std::vector<int32_t> recent;
   Sample sample;
-  int32_t last;
+  bool ended;
 };
 
 Generator::Generator(Context& ctx, const Weights& weights, const Tokenizer& tokenizer)
@@ -40,13 +38,12 @@ Generator::Generator(Context& ctx, const Weights& weights, const Tokenizer& toke
       weights_(weights),
       tokenizer_(tokenizer),
       eos_(weights.config.eos_token_ids),
-      state_(weights.config, 1, DType::f32, ctx.memory()),
+      batch_(ctx, weights),
       chunk_(ctx, DType::i32, {prefill_chunk(ctx.engine())}, /*mirrors=*/2),
       seq_start_(ctx, DType::i32, {2}, /*mirrors=*/2),
       chunk_hidden_(weights.dtype, {prefill_chunk(ctx.engine()), weights.config.d_model},
                     ctx.memory()) {
   if (eos_.empty() && tokenizer.eos_id()) eos_.push_back(*tokenizer.eos_id());
-  reserve(1);
 }
 
 bool Generator::is_eos(int32_t token) const {
@@ -85,7 +82,7 @@ bool Generator::feed(std::span<const int32_t> tokens, const KeepGoing& keep_goin
       seq_start_.upload(2);
       forward(ctx_, weights_,
               {.tokens = chunk_.view().slice(0, 0, count), .seq_start = seq_start_, .slot = {}},
-              &state_, chunk_hidden_->slice(0, 0, count));
+              &batch_.state(), chunk_hidden_->slice(0, 0, count));
     }
     const std::span<const int32_t> taken = tokens.first(static_cast<size_t>(take));
     remember(taken);
@@ -95,40 +92,9 @@ bool Generator::feed(std::span<const int32_t> tokens, const KeepGoing& keep_goin
   return true;
 }
 
-void Generator::reserve(int64_t count) {
-  if (tokens_.view() && tokens_.view().shape[0] >= count) return;
-  const Config& c = weights_.config;
-  ctx_.engine().synchronize(ctx_);  // what is freed may be in use
-  recordings_.clear();
-  if (state_.slots() < count) {
-    DecodeState larger(c, count, DType::f32, ctx_.memory());
-    larger.restore(0, state_.save(0));
-    state_ = std::move(larger);
-  }
-  tokens_ = MirroredTensor(ctx_, DType::i32, {count});
-  slot_ = MirroredTensor(ctx_, DType::i32, {count});
-  logits_ = MirroredTensor(ctx_, DType::f32, {count, c.vocab_size});
-}
-
-void Generator::step_all(int64_t count) {
-  const auto first = [count](const Tensor& t) { return t.slice(0, 0, count); };
-  tokens_.upload(count);
-  slot_.upload(count);
-  recordings_.run(ctx_, {count}, [&] {
-    decode(ctx_, weights_, first(tokens_), first(slot_), state_, first(logits_));
-  });
-  logits_.download(count);
-}
-
 std::vector<float> Generator::next_logits() {
   if (empty()) throw Error("no logits without a token", "prompt", "at least one token", "none");
-  const std::vector<std::byte> before = state_.save(0);
-  tokens_.host_ptr<int32_t>()[0] = pending_;
-  slot_.host_ptr<int32_t>()[0] = 0;
-  step_all(1);
-  state_.restore(0, before);
-  const float* const first = logits_.host_ptr<float>();
-  return std::vector<float>(first, first + weights_.config.vocab_size);
+  return batch_.logits_after(pending_);
 }
 
 // Takes a token into a sample; finish_reason is `cancelled` while the sample goes on. Returns false
@@ -137,8 +103,6 @@ bool Generator::accept(Active& active, int32_t token, const GenerateOptions& opt
                        const OnText& on_text) {
   Sample& sample = active.sample;
   sample.tokens.push_back(token);
-  active.recent.push_back(token);
-  active.last = token;
   std::string text;
   if (!options.ignore_eos && is_eos(token)) {
     sample.finish_reason = FinishReason::eos;
@@ -164,25 +128,97 @@ void Generator::finish(Active& active, const OnText& on_text) {
   if (on_text && !rest.empty()) on_text(active.index, rest);
 }
 
-std::vector<Generator::Active> Generator::start(const GenerateOptions& options) {
-  reserve(options.samples);
-  std::vector<Active> active;
+SamplingParams Generator::params_of(int64_t sample, const GenerateOptions& options) const {
+  SamplingParams params = options.sampling;
+  params.seed += static_cast<uint64_t>(sample);
+  if (!options.any_token && params.vocab_limit == 0)
+    params.vocab_limit =
+        static_cast<int32_t>(std::min<int64_t>(tokenizer_.size(), weights_.config.vocab_size));
+  return params;
+}
+
+std::vector<Generator::Active> Generator::start(const GenerateOptions& options, bool rewinds) {
+  const SamplingParams& params = options.sampling;
+  const auto most = static_cast<int64_t>(kRecentTokens);
+  const int64_t window =
+      params.repeat_last_n < 0 ? most : std::min<int64_t>(params.repeat_last_n, most);
+  batch_.reserve(options.samples, params.penalizes() ? window : 1);
+  std::vector<Active> samples;
+  std::vector<DecodeBatch::Sequence> sequences;
+  rows_.clear();
   for (int64_t i = 0; i < options.samples; ++i) {
-    if (i > 0) state_.copy(ctx_, 0, i);
-    SamplingParams params = options.sampling;
-    params.seed += static_cast<uint64_t>(i);
-    if (!options.any_token && params.vocab_limit == 0)
-      params.vocab_limit =
-          static_cast<int32_t>(std::min<int64_t>(tokenizer_.size(), weights_.config.vocab_size));
-    active.push_back({i,
-                      Sampler(params),
-                      {},
-                      StopMatcher(options.stop),
-                      {recent().begin(), recent().end()},
-                      {},
-                      pending_});
+    samples.push_back({i, {}, StopMatcher(options.stop), {}, false});
+    rows_.push_back(static_cast<size_t>(i));
+    SampledSequence sampled = sampled_sequence(
+        params_of(i, options),
+        options.max_tokens < 0 ? std::numeric_limits<int64_t>::max() : options.max_tokens);
+    if (!options.ignore_eos)  // further ones than there is room for are seen by the host
+      for (const int32_t eos : std::span(eos_).first(std::min<size_t>(eos_.size(), kMaxEndTokens)))
+        sampled.end_tokens[sampled.end_token_count++] = eos;
+    sequences.push_back({sampled, recent()});
   }
-  return active;
+  batch_.start(sequences, pending_, rewinds);
+  return samples;
+}
+
+// Whether what ended the sample ended it on the engine, too.
+bool Generator::ends_on_engine(const Sample& sample) const {
+  const auto known = std::span(eos_).first(std::min<size_t>(eos_.size(), kMaxEndTokens));
+  return sample.finish_reason == FinishReason::length ||
+         (sample.finish_reason == FinishReason::eos &&
+          std::find(known.begin(), known.end(), sample.tokens.back()) != known.end());
+}
+
+// Rows for the samples that go on.
+void Generator::give_rows(const std::vector<Active>& samples) {
+  std::vector<int32_t> slots, tokens;
+  std::erase_if(rows_, [&](size_t i) { return samples[i].ended; });
+  for (const size_t i : rows_) {
+    slots.push_back(static_cast<int32_t>(i));
+    tokens.push_back(samples[i].sample.tokens.back());
+  }
+  batch_.set_rows(slots, tokens);
+}
+
+bool Generator::take(std::vector<Active>& samples, const GenerateOptions& options,
+                     const OnText& on_text) {
+  const std::span<const DecodeBatch::Result> picked = batch_.read_step();
+  bool wanted = true;
+  for (size_t row = 0; wanted && row < rows_.size(); ++row) {
+    Active& a = samples[rows_[row]];
+    if (a.ended) continue;
+    check_picked(picked[row].token, picked[row].picked);
+    wanted = accept(a, picked[row].token, options, on_text);
+  }
+  for (const size_t i : rows_) {
+    Active& a = samples[i];
+    if (a.ended || (wanted && a.sample.finish_reason == FinishReason::cancelled)) continue;
+    finish(a, on_text);
+    a.ended = true;
+    if (i == 0) batch_.hold_snapshots();
+  }
+  return wanted;
+}
+
+void Generator::run(std::vector<Active>& samples, const GenerateOptions& options,
+                    const OnText& on_text) {
+  const bool ahead = batch_.max_in_flight() > 1;
+  for (;;) {
+    const auto going_on = static_cast<size_t>(
+        std::count_if(samples.begin(), samples.end(), [](const Active& a) { return !a.ended; }));
+    if (going_on == 0) return;
+    // Giving rows anew needs all tokens at the host, so that steps queued ahead come to an end: not
+    // for a few rows of many.
+    const bool fewer = ahead ? 4 * going_on <= 3 * rows_.size() : going_on < rows_.size();
+    if (fewer && batch_.in_flight() == 0) {
+      give_rows(samples);
+      continue;
+    }
+    while (!fewer && batch_.in_flight() < batch_.max_in_flight() &&
+           (options.max_tokens < 0 || batch_.queued() < options.max_tokens))
+      batch_.queue_step();
+    if (!take(samples, options, on_text)) return;
+  }
 }
 
 std::vector<Sample> Generator::generate(const GenerateOptions& options, const OnText& on_text) {
@@ -192,51 +228,35 @@ std::vector<Sample> Generator::generate(const GenerateOptions& options, const On
                 std::to_string(options.samples));
   std::vector<Sample> out(static_cast<size_t>(options.samples));
   if (options.max_tokens == 0) return out;
-  std::vector<Active> active = start(options);
-  for (bool wanted = true; wanted && !active.empty();) {
-    const int64_t count = static_cast<int64_t>(active.size());
-    int32_t *const tokens = tokens_.host_ptr<int32_t>(), *const slot = slot_.host_ptr<int32_t>();
-    for (int64_t i = 0; i < count; ++i) {
-      const Active& a = active[static_cast<size_t>(i)];
-      tokens[i] = a.last;
-      slot[i] = static_cast<int32_t>(a.index);
-    }
-    step_all(count);
-    const Tensor rows = logits_.host();
-    for (int64_t i = 0; wanted && i < count; ++i) {
-      Active& a = active[static_cast<size_t>(i)];
-      const std::span<float> row(rows.row<float>(i),
-                                 static_cast<size_t>(weights_.config.vocab_size));
-      wanted = accept(a, a.sampler.sample(row, a.recent), options, on_text);
-    }
-    std::erase_if(active, [&](Active& a) {
-      if (wanted && a.sample.finish_reason == FinishReason::cancelled) return false;
-      finish(a, on_text);
-      if (a.index == 0) {
-        pending_ = a.last;
-        remember(a.sample.tokens);
-      }
-      out[static_cast<size_t>(a.index)] = std::move(a.sample);
-      return true;
-    });
+  const bool rewinds = on_text || !options.stop.empty() || eos_.size() > kMaxEndTokens;
+  std::vector<Active> samples = start(options, rewinds);
+  run(samples, options, on_text);
+  const Sample& first = samples[0].sample;
+  if (!ends_on_engine(first)) {
+    std::vector<int32_t> read = {pending_};
+    read.insert(read.end(), first.tokens.begin(), first.tokens.end() - 1);
+    batch_.rewind(read);
   }
+  pending_ = first.tokens.back();
+  remember(first.tokens);
+  for (size_t i = 0; i < samples.size(); ++i) out[i] = std::move(samples[i].sample);
   return out;
 }
 
 void Generator::reset() {
-  state_.reset();
+  batch_.state().reset();
   pending_ = -1;
   recent_.clear();
   total_ = 0;
 }
 
 SavedConversation Generator::save() const {
-  return {state_.save(0), pending_, {recent().begin(), recent().end()}, total_};
+  return {batch_.state().save(0), pending_, {recent().begin(), recent().end()}, total_};
 }
 
 void Generator::restore(const SavedConversation& saved) {
   check_tokens(saved.recent, weights_.config.vocab_size);
-  state_.restore(0, saved.state);
+  batch_.state().restore(0, saved.state);
   pending_ = saved.pending;
   recent_ = saved.recent;
   total_ = saved.tokens;

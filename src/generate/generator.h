@@ -11,12 +11,12 @@
 #include <string_view>
 #include <vector>
 
-#include "generate/sampler.h"
+#include "generate/decode_batch.h"
 #include "generate/tokenizer.h"
 #include "generate/utf8_stream.h"
 #include "model/language_model.h"
 #include "ops/mirrored_tensor.h"
-#include "ops/recordings.h"
+#include "ops/sample.h"
 
 namespace krait {
 
@@ -26,7 +26,7 @@ inline int64_t prefill_chunk(const Engine& engine) {
   return engine.memory().on_host() ? 512 : 8192;
 }
 
-// Tokens before a text's continuation that the repetition penalty can look back at.
+// Latest tokens that the repetition penalty can look back at.
 inline constexpr size_t kRecentTokens = size_t{1} << 16;
 
 enum class FinishReason { length, stop, eos, cancelled };
@@ -58,7 +58,8 @@ struct SavedConversation {
 class Generator {
  public:
   // Called for each token of each sample with the text that has become certain, which may be empty:
-  // incomplete UTF-8 and what may become a stop string are held back. false ends all samples.
+  // incomplete UTF-8 and what may become a stop string are held back. false ends all samples. The
+  // engine may be some tokens further by then; nobody ever sees those.
   using OnText = std::function<bool(int64_t sample, std::string_view text)>;
   // Asked between chunks of a prompt; false stops reading.
   using KeepGoing = std::function<bool()>;
@@ -70,8 +71,10 @@ class Generator {
   // outside the vocabulary.
   bool feed(std::span<const int32_t> tokens, const KeepGoing& keep_going = {});
 
-  // Continues the conversation; it then stands where sample 0 ended. Throws Error when it is empty,
-  // or for options out of range.
+  // Continues the conversation; it then stands where sample 0 ended, at its last token, whatever
+  // ended it: exactly, also where steps behind that token had been queued. Throws Error when it is
+  // empty, for options out of range, and for logits that are no numbers; after the last of these
+  // the conversation is to be restored or reset.
   std::vector<Sample> generate(const GenerateOptions& options, const OnText& on_text = {});
 
   // (vocab_size) f32: logits of the next token. Does not change the conversation.
@@ -87,27 +90,28 @@ class Generator {
   struct Active;
   void remember(std::span<const int32_t> tokens);
   std::span<const int32_t> recent() const;
-  // Room for `count` sequences at once.
-  void reserve(int64_t count);
-  // Makes the model read tokens_[0 .. count) into the slots slot_[0 .. count) and fills logits_.
-  void step_all(int64_t count);
-  std::vector<Active> start(const GenerateOptions& options);
+  SamplingParams params_of(int64_t sample, const GenerateOptions& options) const;
+  std::vector<Active> start(const GenerateOptions& options, bool rewinds);
+  // Steps until all samples have ended; what the rows of the oldest one in flight picked goes to
+  // take().
+  void run(std::vector<Active>& samples, const GenerateOptions& options, const OnText& on_text);
+  bool take(std::vector<Active>& samples, const GenerateOptions& options, const OnText& on_text);
   bool accept(Active& active, int32_t token, const GenerateOptions& options, const OnText& on_text);
   void finish(Active& active, const OnText& on_text);
+  void give_rows(const std::vector<Active>& samples);
+  bool ends_on_engine(const Sample& sample) const;
 
   Context& ctx_;
   const Weights& weights_;
   const Tokenizer& tokenizer_;
   std::vector<int32_t> eos_;
-  DecodeState state_;  // slot 0: the conversation
+  DecodeBatch batch_;         // slot 0: the conversation
+  std::vector<size_t> rows_;  // of the batch: numbers of samples
   int32_t pending_ = -1;
   std::vector<int32_t> recent_;       // at least the last kRecentTokens
   int64_t total_ = 0;                 // tokens so far
-  MirroredTensor tokens_, slot_;      // (slots)  i32
-  MirroredTensor logits_;             // (slots, vocab_size)  f32
   MirroredTensor chunk_, seq_start_;  // (prefill_chunk), (2)  i32
   OwnedTensor chunk_hidden_;          // (prefill_chunk, d_model)  T
-  Recordings recordings_;             // of step_all, by the number of sequences
 };
 
 }  // namespace krait

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "generate/logprobs.h"
 #include "generate/scorer.h"
 #include "generate/utf8.h"
 #include "ops/deferred_engine.h"
@@ -351,6 +352,187 @@ void expect_what_the_cpu_does(Context& gpu) {
     EXPECT_NEAR(y.loss, x.loss, 1e-4 * x.loss) << context;
     EXPECT_EQ(y.tokens, x.tokens);
     EXPECT_EQ(y.bytes, x.bytes);
+  }
+}
+
+// What ends a sample behind which steps were queued leaves the conversation at that very bit.
+void expect_to_stand_where_it_ended(Context& ctx) {
+  const Model on_host = make_random_model(tiny_config(), DType::f32, 1);
+  Model model = copy_model(on_host, ctx.memory());
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  const auto fed = [&] {
+    Generator generator(ctx, model.weights, tokenizer);
+    generator.feed(some_tokens(20));
+    return generator;
+  };
+  GenerateOptions options;
+  options.max_tokens = 45;
+  options.sampling.seed = 3;
+  options.sampling.repeat_penalty = 1.2f;
+  const Sample whole = fed().generate(options)[0];
+  ASSERT_EQ(whole.finish_reason, FinishReason::length);
+  const auto expect_end_after = [&](size_t tokens, Generator& actual, const Sample& sample) {
+    SCOPED_TRACE(tokens);
+    EXPECT_EQ(sample.tokens, std::vector(whole.tokens.begin(),
+                                         whole.tokens.begin() + static_cast<ptrdiff_t>(tokens)));
+    Generator expected = fed();
+    GenerateOptions fewer = options;
+    fewer.max_tokens = static_cast<int64_t>(tokens);
+    expected.generate(fewer);
+    const SavedConversation a = actual.save(), b = expected.save();
+    EXPECT_EQ(a.state, b.state);
+    EXPECT_EQ(a.pending, b.pending);
+    EXPECT_EQ(a.recent, b.recent);
+  };
+  for (const size_t tokens : {1u, 2u, 3u, 14u, 15u, 16u, 17u, 18u, 19u, 31u, 32u, 33u, 44u, 45u}) {
+    Generator generator = fed();
+    size_t left = tokens;
+    const Sample sample =
+        generator.generate(options, [&](int64_t, std::string_view) { return --left > 0; })[0];
+    EXPECT_EQ(sample.finish_reason, tokens == 45 ? FinishReason::length : FinishReason::cancelled);
+    expect_end_after(tokens, generator, sample);
+  }
+  {
+    Generator generator = fed();
+    GenerateOptions stopped = options;
+    stopped.stop = {whole.text.substr(whole.text.size() / 2, 3)};
+    const Sample sample = generator.generate(stopped)[0];
+    EXPECT_EQ(sample.finish_reason, FinishReason::stop);
+    EXPECT_LT(sample.tokens.size(), 45u);
+    expect_end_after(sample.tokens.size(), generator, sample);
+  }
+  const int32_t eos = whole.tokens[21];
+  const auto first =
+      std::find(whole.tokens.begin(), whole.tokens.end(), eos) - whole.tokens.begin();
+  for (const size_t others : {0, 10}) {  // more than the engine looks for
+    std::vector<int32_t> ids;
+    for (int32_t id = 0; ids.size() < others; ++id)
+      if (std::find(whole.tokens.begin(), whole.tokens.end(), id) == whole.tokens.end())
+        ids.push_back(id);
+    ids.push_back(eos);
+    model.weights.config.eos_token_ids = ids;
+    Generator generator = fed();
+    const Sample sample = generator.generate(options)[0];
+    EXPECT_EQ(sample.finish_reason, FinishReason::eos);
+    model.weights.config.eos_token_ids = {};
+    expect_end_after(static_cast<size_t>(first) + 1, generator, sample);
+  }
+}
+
+TEST(Generator, StandsWhereItEnded) {
+  Context ctx(cpu_engine(), 2);
+  expect_to_stand_where_it_ended(ctx);
+}
+TEST(GeneratorDeferred, StandsWhereItEnded) {
+  Context ctx(op_test::deferred_engine(), 1);
+  expect_to_stand_where_it_ended(ctx);
+}
+TEST(GeneratorCuda, StandsWhereItEnded) { op_test::on_cuda(expect_to_stand_where_it_ended); }
+
+// Logits that are no numbers are an error, however far the engine is by then.
+void expect_to_refuse_bad_logits(Context& ctx) {
+  const Model on_host = make_random_model(tiny_config(), DType::f32, 1);
+  const Model model = copy_model(on_host, ctx.memory());
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  Generator generator(ctx, model.weights, tokenizer);
+  generator.feed(some_tokens(20));
+  const SavedConversation before = generator.save();
+  GenerateOptions options;
+  options.max_tokens = 30;
+  const std::vector<int32_t> expected = generator.generate(options)[0].tokens;
+  float& weight = *static_cast<float*>(on_host.weights.parameters.norm_f.data);
+  const float good = weight, bad = NAN;
+  ctx.memory().upload(model.weights.parameters.norm_f.data, &bad, sizeof bad);
+  generator.restore(before);
+  try {
+    generator.generate(options);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("token 0: the model gave a logit that is no number"),
+              std::string::npos)
+        << e.what();
+  }
+  ctx.memory().upload(model.weights.parameters.norm_f.data, &good, sizeof good);
+  generator.restore(before);
+  EXPECT_EQ(generator.generate(options)[0].tokens, expected);
+}
+
+TEST(Generator, RefusesBadLogits) {
+  Context ctx(cpu_engine(), 2);
+  expect_to_refuse_bad_logits(ctx);
+}
+TEST(GeneratorDeferred, RefusesBadLogits) {
+  Context ctx(op_test::deferred_engine(), 1);
+  expect_to_refuse_bad_logits(ctx);
+}
+TEST(GeneratorCuda, RefusesBadLogits) { op_test::on_cuda(expect_to_refuse_bad_logits); }
+
+// Samples of all lengths leave the batch one by one; each is what it is alone.
+void expect_samples_to_leave(Context& ctx) {
+  ctx.batch_invariant = true;
+  const Model on_host = make_random_model(tiny_config(), DType::f32, 1);
+  Model model = copy_model(on_host, ctx.memory());
+  model.weights.config.eos_token_ids = {10, 20, 30, 40, 50};
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  GenerateOptions options;
+  options.max_tokens = 150;
+  options.samples = 12;
+  options.sampling.top_k = 0;
+  options.sampling.temperature = 1.5;
+  options.sampling.repeat_penalty = 1.1f;
+  options.sampling.repeat_last_n = -1;
+  const auto generate = [&] {
+    Generator generator(ctx, model.weights, tokenizer);
+    generator.feed(some_tokens(30));
+    std::vector<Sample> samples = generator.generate(options);
+    samples.push_back(generator.generate(options)[0]);  // where sample 0 ended, it goes on
+    return samples;
+  };
+  const std::vector<Sample> together = generate();
+  std::vector<size_t> lengths;
+  options.samples = 1;
+  for (size_t i = 0; i < 12; ++i) {
+    const std::vector<Sample> alone = generate();
+    EXPECT_EQ(alone[0].tokens, together[i].tokens) << i;
+    EXPECT_EQ(alone[0].finish_reason, together[i].finish_reason) << i;
+    if (i == 0) {
+      EXPECT_EQ(alone[1].tokens, together[12].tokens);
+    }
+    lengths.push_back(together[i].tokens.size());
+    ++options.sampling.seed;
+  }
+  std::sort(lengths.begin(), lengths.end());
+  EXPECT_GE(std::unique(lengths.begin(), lengths.end()) - lengths.begin(), 8);
+}
+
+TEST(Generator, SamplesLeaveTheBatch) {
+  Context ctx(cpu_engine(), 2);
+  expect_samples_to_leave(ctx);
+}
+TEST(GeneratorDeferred, SamplesLeaveTheBatch) {
+  Context ctx(op_test::deferred_engine(), 1);
+  ctx.batch_invariant = true;
+  expect_samples_to_leave(ctx);
+}
+TEST(GeneratorCuda, SamplesLeaveTheBatch) { op_test::on_cuda(expect_samples_to_leave); }
+
+// Tokens are at the engine: four steps are queued before the host has seen one.
+TEST(DecodeBatchDeferred, RunsAhead) {
+  Context cpu(cpu_engine(), 1), later(op_test::deferred_engine(), 1);
+  const Model on_cpu = make_random_model(tiny_config(), DType::f32, 1);
+  const Model model = copy_model(on_cpu, later.memory());
+  DecodeBatch a(cpu, on_cpu.weights), b(later, model.weights);
+  SamplingParams greedy;
+  greedy.temperature = 0;
+  const std::vector<DecodeBatch::Sequence> sequences = {{sampled_sequence(greedy, 100), {}}};
+  a.start(sequences, 7, /*rewinds=*/false);
+  b.start(sequences, 7, /*rewinds=*/false);
+  ASSERT_EQ(a.max_in_flight(), 1);
+  ASSERT_EQ(b.max_in_flight(), 4);
+  for (int i = 0; i < 20; ++i) {
+    while (b.in_flight() < 4) b.queue_step();
+    a.queue_step();
+    EXPECT_EQ(b.read_step()[0].token, a.read_step()[0].token) << i;
   }
 }
 

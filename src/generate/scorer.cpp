@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "generate/sampler.h"
+#include "generate/logprobs.h"
 
 namespace krait {
 

@@ -33,7 +33,9 @@ void forward(Context& ctx, const Weights& weights, const PackedTokens& input, De
              const Tensor& hidden);
 
 // One token for each sequence. tokens: (num_seqs) i32; slot: (num_seqs) i32, none: sequence i uses
-// slot i; hidden: (num_seqs, d_model) T.
+// slot i; hidden: (num_seqs, d_model) T. Slots are distinct, but for a spare one that rows without
+// a sequence share on engines whose memory the host cannot read (where sample_tokens puts rows that
+// have ended): what it holds and the hidden rows are then undefined, and nothing else is touched.
 void step(Context& ctx, const Weights& weights, const Tensor& tokens, const Tensor& slot,
           DecodeState& state, const Tensor& hidden);
 

@@ -16,7 +16,7 @@ void check_optional(const Tensor& t, const char* name, DType dtype,
 // are used.
 void check_sequences(const Context& ctx, const Tensor& seq_start, const Tensor& slot,
                      const Tensor& state, int64_t tokens);
-// slot (none: i) is in range and distinct for num_seqs sequences.
+// slot (none: i) is in range and distinct for num_seqs sequences, where the host can look.
 void check_slots(const Context& ctx, const Tensor& slot, const Tensor& state, int64_t num_seqs);
 
 // f64 when `like` is f64 (the reference engine in double), else f32: the type of what must be kept

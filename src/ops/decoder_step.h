@@ -32,7 +32,9 @@ struct DecoderLayer {
 struct DecoderStep {
   std::span<const DecoderLayer> layers;
   Tensor tokens;            // (num_seqs)             i32
-  Tensor slot;              // (num_seqs)             i32, distinct; none: sequence i uses slot i
+  // (num_seqs) i32, distinct; none: sequence i uses slot i. Rows without a sequence may share a spare
+  // slot: what it holds and the logits of these rows are then undefined, maybe no numbers.
+  Tensor slot;
   Tensor embedding;         // (vocab_size, d_model)  T
   Tensor norm_f;            // (d_model)              f32
   Tensor head, head_scale;  // (vocab_size, d_model)  T, or i8 with (vocab_size) f32

@@ -1,0 +1,94 @@
+#include "generate/logprobs.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/rng.h"
+
+namespace krait {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+std::vector<float> random_logits(size_t n, uint64_t seed, double spread = 3) {
+  Rng rng(seed);
+  std::vector<float> logits(n);
+  for (float& x : logits) x = static_cast<float>(spread * rng.normal());
+  return logits;
+}
+
+std::vector<double> softmax(std::span<const float> logits) {
+  double total = 0;
+  std::vector<double> p;
+  for (const float x : logits) total += p.emplace_back(std::exp(double{x}));
+  for (double& x : p) x /= total;
+  return p;
+}
+
+// Ids from most likely to least.
+std::vector<int32_t> ranked(std::span<const float> logits) {
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
+    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+  });
+  return ids;
+}
+
+template <class Call>
+std::string message(Call&& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST(Logprobs, AreLogSoftmax) {
+  std::vector<float> logits = random_logits(100, 6);
+  for (float& x : logits) x += 1000;  // exp() of it overflows
+  std::vector<float> shifted = logits;
+  for (float& x : shifted) x -= 1000;
+  const std::vector<double> p = softmax(shifted);
+  const std::vector<int32_t> order = ranked(logits);
+  const auto top = top_logprobs(logits, 1000);
+  ASSERT_EQ(top.size(), 100u);
+  for (size_t i = 0; i < top.size(); ++i) {
+    EXPECT_EQ(top[i].first, order[i]);
+    const double expected = std::log(p[static_cast<size_t>(order[i])]);
+    EXPECT_NEAR(top[i].second, expected, 1e-9);
+    EXPECT_NEAR(token_logprob(logits, order[i]), expected, 1e-9);
+  }
+  EXPECT_EQ(top_logprobs(logits, 3).size(), 3u);
+  EXPECT_TRUE(top_logprobs(logits, 0).empty());
+}
+
+TEST(Logprobs, OrderEqualsById) {
+  const auto top = top_logprobs(std::vector<float>{1, 2, 2, 1, -kInf}, 5);
+  std::vector<int32_t> ids;
+  for (const auto& [id, logprob] : top) ids.push_back(id);
+  EXPECT_EQ(ids, (std::vector<int32_t>{1, 2, 0, 3, 4}));
+  EXPECT_EQ(top.back().second, -std::numeric_limits<double>::infinity());
+}
+
+TEST(Logprobs, RefuseBadInput) {
+  const std::vector<float> logits = {1, kNan};
+  EXPECT_NE(message([&] { top_logprobs(logits, 1); }).find("token 1"), std::string::npos);
+  EXPECT_NE(message([&] { top_logprobs({}, 1); }).find("no logits"), std::string::npos);
+  EXPECT_NE(message([&] {
+              token_logprob(std::vector<float>{1, 2}, 2);
+            }).find("no such token"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace krait
