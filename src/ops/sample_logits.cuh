@@ -37,6 +37,8 @@ struct SampleShared {
   SampledSequence sequence;
   int64_t place;  // of the next token among the recent ones
   uint32_t warp_key[kSampleWarps], warp_id[kSampleWarps], warp_bad[kSampleWarps];
+  alignas(16) uint32_t group_key[kSampleGroups];  // highest of each group
+  uint32_t bound;                                 // the top_k-th highest of these
   uint64_t warp_sum[kSampleWarps];
   uint32_t warp_ties[kSampleWarps];
   uint64_t random53;

@@ -38,6 +38,10 @@ struct SampleRow : SampleLogits<V> {
         if (!(x <= kLargestLogit)) bad = min(bad, static_cast<uint32_t>(i));
       });
     own_key = key;
+    uint32_t group = key;
+    for (int offset = 1; offset < kSampleGroup; offset *= 2)
+      group = max(group, __shfl_xor_sync(kAllLanes, group, offset));
+    if (threadIdx.x % kSampleGroup == 0) shared.group_key[threadIdx.x / kSampleGroup] = group;
     const auto reduce = [&] {
       const uint32_t most = __reduce_max_sync(kAllLanes, key);
       id = __reduce_min_sync(kAllLanes, key == most ? id : kNoId);
@@ -67,11 +71,30 @@ struct SampleRow : SampleLogits<V> {
   // Steps 2 to 5.
   __device__ int32_t choose() {
     if (top_k <= kSampleShortK || vocab <= kSampleList) {
-      const uint32_t least = vocab <= kSampleList ? 0 : kth_highest_thread();
+      uint32_t least = 0;
+      if (vocab > kSampleList)
+        least = sample_by_groups(top_k, vocab) ? kth_highest_group() : kth_highest_thread();
       collect(least, [&](uint32_t key, float) { return key >= least; });
       if (shared.count <= kSampleList) return draw_from_list();
     }
     return SampleWholeRow<V>{*this}.choose();
+  }
+
+  // The top_k-th highest of the groups' highest logits: at least top_k logits reach it. For a top_k
+  // of at most half of the groups few more do, and this is quicker than going by threads.
+  __device__ uint32_t kth_highest_group() const {
+    if (threadIdx.x < kSampleGroups) {
+      const uint32_t own = shared.group_key[threadIdx.x];
+      int rank = 0;
+#pragma unroll 16
+      for (int j = 0; j < kSampleGroups; ++j) {
+        const uint32_t other = shared.group_key[j];
+        rank += other > own || (other == own && j < static_cast<int>(threadIdx.x)) ? 1 : 0;
+      }
+      if (rank == top_k - 1) shared.bound = own;
+    }
+    __syncthreads();  // one thread has found its group's
+    return shared.bound;
   }
 
   // A key that top_k threads' highest logits reach, near the highest such: so at least top_k logits
