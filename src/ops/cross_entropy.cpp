@@ -2,6 +2,7 @@
 
 #include "ops/check.h"
 #include "ops/engine.h"
+#include "ops/linear.h"
 
 namespace krait {
 namespace {
@@ -11,9 +12,8 @@ namespace {
 void check(Context& ctx, const CrossEntropy& op) {
   check_tensor(op.x, "x", op.x.dtype, {-1, -1});
   const int64_t tokens = op.x.shape[0];
-  check_tensor(op.weight, "weight", op.x.dtype, {-1, op.x.shape[1]});
-  KRAIT_CHECK(op.weight.contiguous() && op.weight.shape[0] >= 1,
-              "weight must be contiguous, with at least one row");
+  check_weight(op.weight, op.weight_scale, op.x);
+  KRAIT_CHECK(op.weight.shape[0] >= 1, "weight must have at least one row");
   check_tensor(op.loss, "loss", full_precision(op.x), {tokens});
   check_tensor(op.targets, "targets", DType::i32, {tokens});
   if (!ctx.memory().on_host()) return;
@@ -29,7 +29,7 @@ Cost cross_entropy_cost(const CrossEntropy& op) {
   const double tokens = static_cast<double>(op.x.shape[0]);
   return {.flops = 2 * tokens * static_cast<double>(op.weight.size()),
           .bytes = static_cast<double>(op.x.bytes() + op.weight.bytes() + op.targets.bytes() +
-                                       op.loss.bytes()),
+                                       op.loss.bytes() + op.weight_scale.bytes()),
           .exps = tokens * static_cast<double>(op.weight.shape[0])};
 }
 
@@ -40,6 +40,7 @@ void cross_entropy_fwd(Context& ctx, const CrossEntropy& op) {
 
 void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyGrad& grad) {
   check(ctx, op);
+  KRAIT_CHECK(op.weight.dtype != DType::i8, "weights in 8 bits have no gradient");
   check_tensor(grad.dx, "dx", op.x.dtype, {op.x.shape[0], op.x.shape[1]});
   check_optional(grad.dweight, "dweight", full_precision(op.x),
                  {op.weight.shape[0], op.weight.shape[1]});

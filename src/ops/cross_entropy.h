@@ -9,10 +9,11 @@
 namespace krait {
 
 struct CrossEntropy {
-  Tensor x;        // (tokens, d_model)      T
-  Tensor weight;   // (vocab_size, d_model)  T
-  Tensor targets;  // (tokens)               i32; negative: ignored
-  Tensor loss;     // (tokens)               f32
+  Tensor x;                  // (tokens, d_model)      T
+  Tensor weight;             // (vocab_size, d_model)  T, or i8 with weight_scale
+  Tensor targets;            // (tokens)               i32; negative: ignored
+  Tensor loss;               // (tokens)               f32
+  Tensor weight_scale = {};  // (vocab_size)  f32, as in linear.h; with i8 only
 };
 
 struct CrossEntropyGrad {
@@ -23,7 +24,7 @@ struct CrossEntropyGrad {
 
 Cost cross_entropy_cost(const CrossEntropy&);
 void cross_entropy_fwd(Context&, const CrossEntropy&);
-// Writes op.loss as well: a training step calls only this one.
+// Writes op.loss as well: a training step calls only this one. Not with i8.
 void cross_entropy_bwd(Context&, const CrossEntropy&, const CrossEntropyGrad&);
 
 }  // namespace krait

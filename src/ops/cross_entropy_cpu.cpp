@@ -126,9 +126,14 @@ void for_each_chunk(Context& ctx, const CrossEntropy& op, F&& body) {
     const CrossEntropy chunk = {.x = op.x.slice(0, begin, end),
                                 .weight = op.weight,
                                 .targets = op.targets.slice(0, begin, end),
-                                .loss = op.loss.slice(0, begin, end)};
+                                .loss = op.loss.slice(0, begin, end),
+                                .weight_scale = op.weight_scale};
     const Tensor logits = ctx.workspace().tensor(DType::f32, {end - begin, vocab_size});
-    cpu::linear_fwd(ctx, {.x = chunk.x, .weight = op.weight, .bias = {}, .y = logits});
+    cpu::linear_fwd(ctx, {.x = chunk.x,
+                          .weight = op.weight,
+                          .bias = {},
+                          .y = logits,
+                          .weight_scale = op.weight_scale});
     body(chunk, begin, logits);
   }
 }

@@ -29,9 +29,14 @@ void for_each_chunk(Context& ctx, const CrossEntropy& op, const CrossEntropyPlan
     const CrossEntropy chunk = {.x = op.x.slice(0, begin, end),
                                 .weight = op.weight,
                                 .targets = op.targets.slice(0, begin, end),
-                                .loss = op.loss.slice(0, begin, end)};
+                                .loss = op.loss.slice(0, begin, end),
+                                .weight_scale = op.weight_scale};
     const Tensor logits = memory.slice(0, 0, end - begin).slice(1, 0, vocab_size);
-    cuda::linear_fwd(ctx, {.x = chunk.x, .weight = op.weight, .bias = {}, .y = logits});
+    cuda::linear_fwd(ctx, {.x = chunk.x,
+                           .weight = op.weight,
+                           .bias = {},
+                           .y = logits,
+                           .weight_scale = op.weight_scale});
     body(chunk, begin, logits,
          LogitRows{.logits = logits.ptr<float>(),
                    .targets = chunk.targets.ptr<int32_t>(),

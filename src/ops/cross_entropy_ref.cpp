@@ -3,17 +3,21 @@
 #include <vector>
 
 #include "ops/engine.h"
+#include "ops/ref_math.h"
 
 namespace krait::reference {
 namespace {
 
-template <class T>
+// T: activations, W: weights.
+template <class T, class W>
 std::vector<double> logits_of(const CrossEntropy& op, int64_t t) {
   std::vector<double> logits(static_cast<size_t>(op.weight.shape[0]));
-  for (size_t v = 0; v < logits.size(); ++v)
+  for (size_t v = 0; v < logits.size(); ++v) {
     for (int64_t i = 0; i < op.weight.shape[1]; ++i)
       logits[v] +=
-          static_cast<double>(op.x.row<T>(t)[i]) * op.weight.row<T>(static_cast<int64_t>(v))[i];
+          static_cast<double>(op.x.row<T>(t)[i]) * op.weight.row<W>(static_cast<int64_t>(v))[i];
+    if (op.weight_scale) logits[v] *= static_cast<double>(op.weight_scale.ptr<Full<T>>()[v]);
+  }
   return logits;
 }
 
@@ -24,14 +28,14 @@ double log_sum_exp(const std::vector<double>& logits) {
   return max + std::log(sum);
 }
 
-template <class T, class F>
+template <class T, class W, class F>
 void fwd(const CrossEntropy& op) {
   for (int64_t t = 0; t < op.x.shape[0]; ++t) {
     const int32_t target = op.targets.ptr<int32_t>()[t];
     F& loss = op.loss.ptr<F>()[t];
     loss = 0;
     if (target < 0) continue;
-    const std::vector<double> logits = logits_of<T>(op, t);
+    const std::vector<double> logits = logits_of<T, W>(op, t);
     loss = static_cast<F>(log_sum_exp(logits) - logits[static_cast<size_t>(target)]);
   }
 }
@@ -50,7 +54,7 @@ void bwd(const CrossEntropy& op, const CrossEntropyGrad& grad) {
     const int32_t target = op.targets.ptr<int32_t>()[t];
     std::vector<double> dlogits(vocab_size), dx(static_cast<size_t>(d_model));
     if (target >= 0) {
-      dlogits = logits_of<T>(op, t);
+      dlogits = logits_of<T, T>(op, t);
       const double norm = log_sum_exp(dlogits);
       for (double& d : dlogits) d = std::exp(d - norm) * static_cast<double>(grad.scale);
       dlogits[static_cast<size_t>(target)] -= static_cast<double>(grad.scale);
@@ -71,8 +75,11 @@ void bwd(const CrossEntropy& op, const CrossEntropyGrad& grad) {
 }  // namespace
 
 void cross_entropy_fwd(Context&, const CrossEntropy& op) {
-  if (op.x.dtype == DType::f64) return fwd<double, double>(op);
-  dispatch_f32_bf16(op.x.dtype, [&](auto t) { fwd<typename decltype(t)::type, float>(op); });
+  const bool quantized = op.weight.dtype == DType::i8;
+  dispatch_float(op.x.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    quantized ? fwd<T, int8_t, Full<T>>(op) : fwd<T, T, Full<T>>(op);
+  });
 }
 
 void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyGrad& grad) {

@@ -139,6 +139,40 @@ TEST(CrossEntropy, WideningMatchesReference) {
   cpu::force_widening(false);
 }
 
+// A head in 8 bits: forward only.
+void check_int8(Context& ctx, const Passes& passes, DType dtype, const Shape& s) {
+  SCOPED_TRACE(testing::Message() << s.tokens << " x " << s.d_model << " x " << s.vocab_size << " "
+                                  << name_of(dtype));
+  const Case c(dtype, s, 11), oracle(c, s);
+  TestTensor weight(DType::i8, {s.vocab_size, s.d_model}), scale(DType::f32, {s.vocab_size}),
+      scale_in_double(DType::f64, {s.vocab_size});
+  Rng rng(5);
+  weight.uniform(rng, -127.99, 127.99);
+  scale_in_double.copy(scale.uniform(rng, 0.005, 0.03));
+  CrossEntropy op = c.op(), expected = oracle.op();
+  op.weight = expected.weight = weight;
+  op.weight_scale = scale;
+  expected.weight_scale = scale_in_double;
+  reference::cross_entropy_fwd(ctx, expected);
+  passes.fwd(ctx, op);
+  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), passes.tolerance));
+  EXPECT_TRUE(c.guards_intact());
+  EXPECT_THROW(cross_entropy_bwd(ctx, op, c.grad()), CheckFailure);
+}
+
+TEST(CrossEntropy, HeadInInt8) {
+  Context ctx(reference_engine(), 2);
+  for (const Shape& s : kShapes)
+    for (DType dtype : {DType::f32, DType::bf16}) check_int8(ctx, kCpu, dtype, s);
+}
+
+TEST(CrossEntropyCuda, HeadInInt8) {
+  on_cuda([](Context& ctx) {
+    for (const Shape& s : kShapes)
+      for (DType dtype : {DType::f32, DType::bf16}) check_int8(ctx, cuda_passes(ctx), dtype, s);
+  });
+}
+
 void expect_nothing_from_ignored(Context& ctx, const Passes& passes) {
   for (DType dtype : {DType::f32, DType::bf16})
     for (int64_t vocab_size : {9, 9000}) {

@@ -12,7 +12,8 @@ struct Linear {
   Tensor weight;  // (out_features, in_features)  T, or i8 with weight_scale
   Tensor bias;    // (out_features)               f32; none: no bias
   Tensor y;       // (tokens, out_features)       T or f32
-  // (out_features) f32: row o of the matrix is weight_scale[o] times weight's; with i8 only.
+  // (out_features) f32: row o of the matrix is weight_scale[o] times weight's; with i8 only. The
+  // sums are of weight's integers and are scaled once: y = weight_scale (x weight^T) + bias.
   Tensor weight_scale = {};
 };
 
@@ -26,6 +27,9 @@ struct LinearGrad {
 
 Cost linear_cost(const Linear&);
 void linear_fwd(Context&, const Linear&);
-void linear_bwd(Context&, const Linear&, const LinearGrad&);  // reads op.x and op.weight
+// A weight as linear_fwd takes it: contiguous, of x's type, or i8 with its scales.
+void check_weight(const Tensor& weight, const Tensor& weight_scale, const Tensor& x);
+// Reads op.x and op.weight; not with i8.
+void linear_bwd(Context&, const Linear&, const LinearGrad&);
 
 }  // namespace krait

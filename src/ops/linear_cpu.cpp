@@ -3,6 +3,7 @@
 
 #include "core/threads.h"
 #include "ops/engine.h"
+#include "ops/linear_int8.h"
 #include "ops/linear_matvec.h"
 #include "ops/onednn.h"
 
@@ -66,7 +67,10 @@ namespace {
 
 // Up to here linear_matvec is faster: it reads the weights at memory speed, and widens them in
 // registers where oneDNN needs them widened in memory.
-int64_t matvec_tokens(DType dtype) { return dtype == DType::bf16 && !native_bf16() ? 16 : 4; }
+int64_t matvec_tokens(const Linear& op) {
+  if (op.weight.dtype == DType::i8) return 16;
+  return op.x.dtype == DType::bf16 && !native_bf16() ? 16 : 4;
+}
 
 constexpr int64_t kAddRows = 256;  // bounds the workspace of a sum that is rounded to bf16
 
@@ -97,8 +101,8 @@ void linear_dx(Context& ctx, const Linear& op, const LinearGrad& grad) {
 
 void linear_fwd(Context& ctx, const Linear& op) {
   if (op.x.shape[0] == 0) return;
-  if (ctx.batch_invariant || op.x.shape[0] <= matvec_tokens(op.x.dtype))
-    return linear_fwd_matvec(ctx, op);
+  if (ctx.batch_invariant || op.x.shape[0] <= matvec_tokens(op)) return linear_fwd_matvec(ctx, op);
+  if (op.weight.dtype == DType::i8) return linear_fwd_int8(ctx, op);
   matmul(ctx, {.a = op.x, .b = transposed(op.weight), .bias = op.bias, .c = op.y});
 }
 

@@ -1,4 +1,8 @@
+#include <algorithm>
+#include <initializer_list>
+
 #include "ops/cuda/vector.cuh"
+#include "ops/cuda/vector_access.h"
 #include "ops/linear_kernels.h"
 #include "ops/linear_plan.h"
 
@@ -7,15 +11,22 @@ namespace {
 
 constexpr int kBiasThreads = 256;
 
-// Grid: (blocks of columns, rows in steps of grid.y); a thread owns one element at a time.
-template <class Y>
-__global__ void linear_add_bias(const float* from, int64_t from_stride, const float* bias, Y* to,
-                                int64_t to_stride, int64_t rows, int64_t width) {
-  const int64_t column = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+// Grid: (blocks of columns, rows in steps of grid.y); a thread owns V neighbouring elements at a
+// time. Moves 4 + sizeof(Y) bytes an element.
+template <int V, class Y>
+__global__ void linear_scale_and_bias(const float* from, int64_t from_stride, const float* scale,
+                                      const float* bias, Y* to, int64_t to_stride, int64_t rows,
+                                      int64_t width) {
+  const int64_t column = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V;
   if (column >= width) return;
-  const float b = bias[column];
-  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y)
-    store_vector(to + row * to_stride + column, constant<1>(from[row * from_stride + column] + b));
+  const Floats<V> s = scale ? load_vector<V>(scale + column) : constant<V>(1);
+  const Floats<V> b = bias ? load_vector<V>(bias + column) : constant<V>(0);
+  for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    Floats<V> x = load_vector<V>(from + row * from_stride + column);
+#pragma unroll
+    for (int i = 0; i < V; ++i) x[i] = fmaf(s[i], x[i], b[i]);
+    store_vector(to + row * to_stride + column, x);
+  }
 }
 
 // Grid: (column_blocks, row_blocks); a block sums kColumns columns of rows_per_block rows into one
@@ -62,16 +73,23 @@ unsigned blocks_for(int64_t width) {
 
 }  // namespace
 
-void launch_add_bias(Context& ctx, const Tensor& from, const Tensor& bias, const Tensor& to) {
+void launch_scale_and_bias(Context& ctx, const Tensor& from, const Tensor& scale,
+                           const Tensor& bias, const Tensor& to) {
+  constexpr int V = 4;
+  const bool vectors =
+      std::ranges::all_of(std::initializer_list<const Tensor*>{&from, &scale, &bias, &to},
+                          [](const Tensor* t) { return vector_rows(*t, V); });
   const int64_t rows = to.shape[0], width = to.shape[1];
-  const dim3 grid(blocks_for(width), static_cast<unsigned>(std::min<int64_t>(rows, 4096)));
+  const dim3 grid(blocks_for(vectors ? width / V : width),
+                  static_cast<unsigned>(std::min<int64_t>(rows, 4096)));
   dispatch_f32_bf16(to.dtype, [&](auto y) {
     using Y = typename decltype(y)::type;
-    linear_add_bias<<<grid, kBiasThreads, 0, state_of(ctx).stream>>>(
-        from.ptr<float>(), from.stride[0], bias.ptr<float>(), to.ptr<Y>(), to.stride[0], rows,
-        width);
+    const auto kernel = vectors ? linear_scale_and_bias<V, Y> : linear_scale_and_bias<1, Y>;
+    kernel<<<grid, kBiasThreads, 0, state_of(ctx).stream>>>(
+        from.ptr<float>(), from.stride[0], scale ? scale.ptr<float>() : nullptr,
+        bias ? bias.ptr<float>() : nullptr, to.ptr<Y>(), to.stride[0], rows, width);
   });
-  check_launch("linear_add_bias");
+  check_launch("linear_scale_and_bias");
 }
 
 void launch_dbias(Context& ctx, const Tensor& dy, const Tensor& dbias) {

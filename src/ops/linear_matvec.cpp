@@ -2,7 +2,7 @@
 // end. A tile of `kRows` weight rows by `kTokens` tokens is accumulated in registers, two
 // accumulators for each pair, always in the same order: lane j of accumulator p sums the products
 // at positions 2 lanes i + p lanes + j. The tile's weights come from memory for the first tokens
-// and from L1 for the others.
+// and from L1 for the others. W is the weights' type, T the activations', which are widened first.
 #include "ops/linear_matvec.h"
 
 #include <algorithm>
@@ -44,8 +44,8 @@ struct Tile {
 
 // One step of a tile: products of the weights at w (rows `w_stride` apart) with x at the same
 // place.
-template <int kRows, int kTokens, class T, class Load>
-HWY_INLINE void accumulate(Tile<kRows, kTokens>& tile, const float* x, int64_t x_stride, const T* w,
+template <int kRows, int kTokens, class W, class Load>
+HWY_INLINE void accumulate(Tile<kRows, kTokens>& tile, const float* x, int64_t x_stride, const W* w,
                            int64_t w_stride, const Load& load) {
   const DF d;
   for (int p = 0; p < 2; ++p) {
@@ -56,7 +56,7 @@ HWY_INLINE void accumulate(Tile<kRows, kTokens>& tile, const float* x, int64_t x
       const VF weight = load(w + r * w_stride + at, p);
       // The same place of the tile after this one. Without it a core waits at every start of a row:
       // 768 wide in bf16, 71 % of the read bandwidth; with it, more than a plain loop reads.
-      if (p == 0 || kLanes * sizeof(T) >= 64) hwy::Prefetch(w + (kRows + r) * w_stride + at);
+      if (p == 0 || kLanes * sizeof(W) >= 64) hwy::Prefetch(w + (kRows + r) * w_stride + at);
       for (int t = 0; t < kTokens; ++t)
         tile.sum[r][t][p] = hn::MulAdd(weight, xs[t], tile.sum[r][t][p]);
     }
@@ -64,20 +64,20 @@ HWY_INLINE void accumulate(Tile<kRows, kTokens>& tile, const float* x, int64_t x
 }
 
 // y[tokens first.., rows o..] for one tile.
-template <int kRows, int kTokens, class T, class Y>
+template <int kRows, int kTokens, class W, class Y>
 HWY_NOINLINE void run_tile(const Linear& op, const Tensor& wide, int64_t first, int64_t o) {
   const DF d;
   const int64_t width = op.x.shape[1], x_stride = wide.stride[0], whole = width / kStep * kStep;
   const float* x = wide.row<float>(first);
-  const T* w = op.weight.row<T>(o);
+  const W* w = op.weight.row<W>(o);
   Tile<kRows, kTokens> tile;
   for (auto& row : tile.sum)
     for (auto& pair : row) pair[0] = pair[1] = hn::Zero(d);
   for (int64_t i = 0; i < whole; i += kStep)
     accumulate(tile, x + i, x_stride, w + i, width,
-               [&](const T* p, int) HWY_ATTR { return load_f32(d, p); });
+               [&](const W* p, int) HWY_ATTR { return load_f32(d, p); });
   if (whole < width)
-    accumulate(tile, x + whole, x_stride, w + whole, width, [&](const T* p, int half) HWY_ATTR {
+    accumulate(tile, x + whole, x_stride, w + whole, width, [&](const W* p, int half) HWY_ATTR {
       const int64_t left = width - whole - half * static_cast<int64_t>(kLanes);
       const int64_t valid = std::clamp<int64_t>(left, 0, static_cast<int64_t>(kLanes));
       return load_f32_n(d, p, static_cast<size_t>(valid));
@@ -85,37 +85,38 @@ HWY_NOINLINE void run_tile(const Linear& op, const Tensor& wide, int64_t first, 
   for (int r = 0; r < kRows; ++r)
     for (int t = 0; t < kTokens; ++t) {
       float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(tile.sum[r][t][0], tile.sum[r][t][1])));
+      if (op.weight_scale) sum *= op.weight_scale.ptr<float>()[o + r];
       if (op.bias) sum += op.bias.ptr<float>()[o + r];
       op.y.row<Y>(first + t)[o + r] = static_cast<Y>(sum);
     }
 }
 
-template <int kRows, int kTokens, class T, class Y>
+template <int kRows, int kTokens, class W, class Y>
 void run_rows(const Linear& op, const Tensor& wide, int64_t o) {
   const int64_t tokens = op.y.shape[0];
   int64_t t = 0;
-  for (; t + kTokens <= tokens; t += kTokens) run_tile<kRows, kTokens, T, Y>(op, wide, t, o);
+  for (; t + kTokens <= tokens; t += kTokens) run_tile<kRows, kTokens, W, Y>(op, wide, t, o);
   if constexpr (kTokens > 1)
-    for (; t < tokens; ++t) run_tile<kRows, 1, T, Y>(op, wide, t, o);
+    for (; t < tokens; ++t) run_tile<kRows, 1, W, Y>(op, wide, t, o);
 }
 
-template <int kRows, int kTokens, class T, class Y>
+template <int kRows, int kTokens, class W, class Y>
 void run_range(const Linear& op, const Tensor& wide, int64_t begin, int64_t end) {
   int64_t o = begin;
-  for (; o + kRows <= end; o += kRows) run_rows<kRows, kTokens, T, Y>(op, wide, o);
-  for (; o < end; ++o) run_rows<1, kTokens, T, Y>(op, wide, o);
+  for (; o + kRows <= end; o += kRows) run_rows<kRows, kTokens, W, Y>(op, wide, o);
+  for (; o < end; ++o) run_rows<1, kTokens, W, Y>(op, wide, o);
 }
 
 // One block of tokens. The tile is as large as the registers allow: 16 sums with AVX-512, else 8.
-template <class T, class Y>
+template <class W, class Y>
 void run_block(Context& ctx, const Linear& op, const Tensor& wide) {
   constexpr int kPairs = kLanes >= 16 ? 8 : 4;
   const int64_t tokens = op.y.shape[0];
   parallel_ranges(ctx.threads(), op.weight.shape[0], 8, [&](int64_t begin, int64_t end) HWY_ATTR {
-    if (tokens >= kPairs) return run_range<1, kPairs, T, Y>(op, wide, begin, end);
-    if (tokens >= 4) return run_range<kPairs / 4, 4, T, Y>(op, wide, begin, end);
-    if (tokens >= 2) return run_range<kPairs / 2, 2, T, Y>(op, wide, begin, end);
-    run_range<kPairs, 1, T, Y>(op, wide, begin, end);
+    if (tokens >= kPairs) return run_range<1, kPairs, W, Y>(op, wide, begin, end);
+    if (tokens >= 4) return run_range<kPairs / 4, 4, W, Y>(op, wide, begin, end);
+    if (tokens >= 2) return run_range<kPairs / 2, 2, W, Y>(op, wide, begin, end);
+    run_range<kPairs, 1, W, Y>(op, wide, begin, end);
   });
 }
 
@@ -130,7 +131,10 @@ void run(Context& ctx, const Linear& op) {
     block.y = op.y.slice(0, begin, end);
     const Tensor wide = ctx.workspace().tensor(DType::f32, {end - begin, padded});
     widen<T>(block.x, wide);
-    run_block<T, Y>(ctx, block, wide);
+    if (op.weight.dtype == DType::i8)
+      run_block<int8_t, Y>(ctx, block, wide);
+    else
+      run_block<T, Y>(ctx, block, wide);
   }
 }
 

@@ -19,13 +19,15 @@ struct GemmTiledPlan {
   }
 };
 
-// linear_matvec: a block sums kRows outputs of one token, or of kMaxTokens.
+// linear_matvec: a group of threads, a block or a warp, sums kRows outputs of one token, or of
+// kMaxTokens.
 struct LinearMatvecPlan {
-  static constexpr int kRows = 4, kMaxTokens = 4, kThreads = 128;
+  static constexpr int kRows = 4, kMaxTokens = 4, kThreads = 128, kWarp = 32;
   static constexpr int64_t kMaxTokenBlocks = 65535;  // grid.y
   int64_t output_blocks = 0,
           token_blocks = 0;  // grid x and y; the latter's blocks may take several
   int tokens_per_block = 0;
+  int threads_per_group = 0;
 
   // Whether the outputs of one token take no more blocks than are resident at once (four to a
   // multiprocessor, by their registers). Up to there it beats cuBLASLt, which leaves
@@ -36,11 +38,63 @@ struct LinearMatvecPlan {
   }
 
   static LinearMatvecPlan make(int64_t tokens, int64_t out_features) {
+    return make(tokens, out_features, kThreads, tokens == 1 ? 1 : kMaxTokens);
+  }
+
+  // Weights in 8 bits. Groups of a warp where there are outputs enough: a block would find too
+  // little to do, in four rows of 768 only 3 KB. This decides an output's bits, so it does not
+  // depend on the number of tokens.
+  static LinearMatvecPlan make_int8(int64_t tokens, int64_t out_features, int multiprocessors) {
+    return make(tokens, out_features, one_wave(out_features, multiprocessors) ? kThreads : kWarp,
+                tokens == 1 ? 1 : kMaxTokens);
+  }
+
+ private:
+  static LinearMatvecPlan make(int64_t tokens, int64_t out_features, int threads_per_group,
+                               int tokens_per_block) {
     LinearMatvecPlan plan;
-    plan.output_blocks = (out_features + kRows - 1) / kRows;
-    plan.tokens_per_block = tokens == 1 ? 1 : kMaxTokens;
+    plan.threads_per_group = threads_per_group;
+    plan.tokens_per_block = tokens_per_block;
+    const int64_t outputs_per_block = kRows * (kThreads / threads_per_group);
+    plan.output_blocks = (out_features + outputs_per_block - 1) / outputs_per_block;
     plan.token_blocks =
-        std::min(kMaxTokenBlocks, (tokens + plan.tokens_per_block - 1) / plan.tokens_per_block);
+        std::min(kMaxTokenBlocks, (tokens + tokens_per_block - 1) / tokens_per_block);
+    return plan;
+  }
+};
+
+// linear_int8_tiles: a block owns kTile outputs of up to tokens_per_block tokens, or twice as many
+// outputs; its warps share the inputs, kPanel at a time.
+struct LinearInt8TilesPlan {
+  static constexpr int kTile = 16, kTokenTile = 8, kPanel = 64, kWarp = 32;
+  static constexpr int kMaxTokens = 64;  // of a block
+  int tokens_per_block = 0;
+  int outputs_per_block = 0;
+  int warps = 0;
+  int64_t output_blocks = 0, token_blocks = 0;  // grid x and y
+
+  // How many blocks of tokens read the weights before it is faster to widen them in memory, for
+  // products by cuBLASLt.
+  static constexpr int64_t kMaxTokenBlocks = 2;
+  // Without tiles: up to here linear_matvec is faster than that.
+  static constexpr int64_t kMatvecTokens = 16;
+
+  static bool takes(int64_t tokens, int64_t in_features) {
+    return tokens <= kMaxTokenBlocks * kMaxTokens && in_features % kPanel == 0;
+  }
+
+  // More outputs where there are many tokens: x is read anew for each block. Fewer warps then,
+  // whose sums meet in shared memory.
+  static LinearInt8TilesPlan make(int64_t tokens, int64_t out_features) {
+    LinearInt8TilesPlan plan;
+    plan.tokens_per_block = kTokenTile;
+    while (plan.tokens_per_block < std::min<int64_t>(tokens, kMaxTokens))
+      plan.tokens_per_block *= 2;
+    const bool many = plan.tokens_per_block > 2 * kTokenTile;
+    plan.outputs_per_block = many ? 2 * kTile : kTile;
+    plan.warps = many ? 4 : 8;
+    plan.output_blocks = (out_features + plan.outputs_per_block - 1) / plan.outputs_per_block;
+    plan.token_blocks = (tokens + plan.tokens_per_block - 1) / plan.tokens_per_block;
     return plan;
   }
 };

@@ -21,15 +21,37 @@ TEST(LinearPlan, TilesCoverTheProduct) {
 
 TEST(LinearPlan, BlocksCoverEveryOutputOnce) {
   for (int64_t tokens : {int64_t{1}, int64_t{2}, int64_t{4}, int64_t{5}, int64_t{1} << 21})
+    for (int64_t out : kExtents)
+      for (bool int8 : {false, true}) {
+        const LinearMatvecPlan plan = int8 ? LinearMatvecPlan::make_int8(tokens, out, 132)
+                                           : LinearMatvecPlan::make(tokens, out);
+        const int64_t outputs =
+            LinearMatvecPlan::kRows * (LinearMatvecPlan::kThreads / plan.threads_per_group);
+        EXPECT_EQ(outputs, int8 && !LinearMatvecPlan::one_wave(out, 132) ? 16 : 4);
+        EXPECT_GE(plan.output_blocks * outputs, out);
+        EXPECT_LT((plan.output_blocks - 1) * outputs, out);
+        EXPECT_LE(plan.token_blocks, kGridYLimit);
+        EXPECT_GE(plan.token_blocks, std::min(kGridYLimit, tokens / LinearMatvecPlan::kMaxTokens));
+        EXPECT_LE((plan.token_blocks - 1) * plan.tokens_per_block, tokens);
+      }
+}
+
+TEST(LinearPlan, TilesCoverEveryOutputOnce) {
+  using Plan = LinearInt8TilesPlan;
+  for (int64_t tokens : {1, 2, 8, 9, 16, 17, 64, 65, 128})
     for (int64_t out : kExtents) {
-      const LinearMatvecPlan plan = LinearMatvecPlan::make(tokens, out);
-      constexpr int64_t kOutputs = LinearMatvecPlan::kRows;
-      EXPECT_GE(plan.output_blocks * kOutputs, out);
-      EXPECT_LT((plan.output_blocks - 1) * kOutputs, out);
-      EXPECT_LE(plan.token_blocks, kGridYLimit);
-      EXPECT_GE(plan.token_blocks, std::min(kGridYLimit, tokens / LinearMatvecPlan::kMaxTokens));
-      EXPECT_LE((plan.token_blocks - 1) * plan.tokens_per_block, tokens);
+      ASSERT_TRUE(Plan::takes(tokens, 768));
+      const Plan plan = Plan::make(tokens, out);
+      EXPECT_GE(plan.output_blocks * plan.outputs_per_block, out);
+      EXPECT_LT((plan.output_blocks - 1) * plan.outputs_per_block, out);
+      EXPECT_GE(plan.token_blocks * plan.tokens_per_block, tokens);
+      EXPECT_LT((plan.token_blocks - 1) * plan.tokens_per_block, tokens);
+      EXPECT_LE(plan.token_blocks, Plan::kMaxTokenBlocks);
+      // The warps' sums, with a gap, in the shared memory that needs no asking for.
+      EXPECT_LE(plan.warps * plan.tokens_per_block * (plan.outputs_per_block + 4) * 4, 48 << 10);
     }
+  EXPECT_FALSE(Plan::takes(129, 768));
+  EXPECT_FALSE(Plan::takes(2, 776));
 }
 
 TEST(LinearPlan, NarrowOutputsTakeOneWave) {

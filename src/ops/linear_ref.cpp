@@ -3,14 +3,17 @@
 namespace krait::reference {
 namespace {
 
-// T: activations and weights, Y: T or f32, F: f32 (f64 in double throughout).
-template <class T, class Y, class F>
+// T: activations, W: weights, Y: T or f32, F: f32 (f64 in double throughout).
+template <class T, class W, class Y, class F>
 void fwd(const Linear& op) {
   for (int64_t t = 0; t < op.x.shape[0]; ++t)
     for (int64_t o = 0; o < op.weight.shape[0]; ++o) {
-      const T *x = op.x.row<T>(t), *w = op.weight.row<T>(o);
-      double sum = op.bias ? static_cast<double>(op.bias.ptr<F>()[o]) : 0.0;
+      const T* x = op.x.row<T>(t);
+      const W* w = op.weight.row<W>(o);
+      double sum = 0;
       for (int64_t i = 0; i < op.weight.shape[1]; ++i) sum += static_cast<double>(x[i]) * w[i];
+      if (op.weight_scale) sum *= static_cast<double>(op.weight_scale.ptr<F>()[o]);
+      if (op.bias) sum += static_cast<double>(op.bias.ptr<F>()[o]);
       op.y.row<Y>(t)[o] = static_cast<Y>(sum);
     }
 }
@@ -44,10 +47,15 @@ void bwd(const Linear& op, const LinearGrad& grad) {
 }  // namespace
 
 void linear_fwd(Context&, const Linear& op) {
-  if (op.x.dtype == DType::f64) return fwd<double, double, double>(op);
+  const bool quantized = op.weight.dtype == DType::i8;
+  if (op.x.dtype == DType::f64)
+    return quantized ? fwd<double, int8_t, double, double>(op)
+                     : fwd<double, double, double, double>(op);
   dispatch_f32_bf16(op.x.dtype, [&](auto t) {
     dispatch_f32_bf16(op.y.dtype, [&](auto y) {
-      fwd<typename decltype(t)::type, typename decltype(y)::type, float>(op);
+      using T = typename decltype(t)::type;
+      using Y = typename decltype(y)::type;
+      quantized ? fwd<T, int8_t, Y, float>(op) : fwd<T, T, Y, float>(op);
     });
   });
 }

@@ -32,6 +32,7 @@ class Bench {
   void embedding();
   void rms_norm();
   void linear();
+  void linear_int8();
   void causal_conv1d();
   void selective_scan();
   void cross_entropy();
@@ -180,6 +181,26 @@ void Bench::linear() {
   }
 }
 
+void Bench::linear_int8() {
+  const int64_t matrices[3][2] = {
+      {s_.d_model, 2 * s_.d_inner}, {s_.d_inner, s_.d_model}, {s_.d_model, s_.vocab_size}};
+  for (const auto& [in, out] : matrices) {
+    std::vector<int8_t> values(static_cast<size_t>(out * in));
+    for (int8_t& q : values) q = static_cast<int8_t>(static_cast<int>(rng_.below(255)) - 127);
+    const Tensor weight = zeros(DType::i8, {out, in});
+    ctx_.memory().upload(weight.data, values.data(), weight.bytes());
+    for (int64_t rows : {s_.tokens, int64_t{16}, int64_t{1}}) {
+      const Linear op = {.x = activations(rows, in),
+                         .weight = weight,
+                         .bias = {},
+                         .y = activations(rows, out),
+                         .weight_scale = random(DType::f32, {out}, 0.001, 0.01)};
+      time("linear_int8", rows == 1 ? "step" : "fwd", dims({rows, in, out}), linear_cost(op),
+           [&] { linear_fwd(ctx_, op); });
+    }
+  }
+}
+
 void Bench::causal_conv1d() {
   const int64_t T = s_.tokens, d = s_.d_inner;
   const CausalConv1d op = {.x = activations(T, d),
@@ -315,6 +336,7 @@ const std::vector<std::pair<std::string, Method>>& methods() {
       {"embedding", &Bench::embedding},
       {"rms_norm", &Bench::rms_norm},
       {"linear", &Bench::linear},
+      {"linear_int8", &Bench::linear_int8},
       {"causal_conv1d", &Bench::causal_conv1d},
       {"selective_scan", &Bench::selective_scan},
       {"cross_entropy", &Bench::cross_entropy},

@@ -82,6 +82,8 @@ double get(const Tensor& t, int64_t offset) {
       return static_cast<double*>(t.data)[offset];
     case DType::i32:
       return static_cast<int32_t*>(t.data)[offset];
+    case DType::i8:
+      return static_cast<int8_t*>(t.data)[offset];
     default:
       KRAIT_CHECK(false, "no test tensor of this type");
   }
@@ -104,6 +106,10 @@ void TestTensor::set(int64_t offset, double value) {
     case DType::i32:
       static_cast<int32_t*>(view_.data)[offset] =
           std::isnan(value) ? 0x3fffffff : static_cast<int32_t>(value);
+      return;
+    case DType::i8:
+      static_cast<int8_t*>(view_.data)[offset] =
+          std::isnan(value) ? int8_t{-128} : static_cast<int8_t>(value);
       return;
     default:
       KRAIT_CHECK(false, "no test tensor of this type");

@@ -127,6 +127,12 @@ HWY_INLINE VF load_f32(DF d, const bf16* HWY_RESTRICT p) {
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
 }
 
+HWY_INLINE VF load_f32(DF d, const int8_t* HWY_RESTRICT p) {
+  const hn::Rebind<int8_t, DF> d8;
+  const hn::RebindToSigned<DF> d32;
+  return hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, p)));
+}
+
 HWY_INLINE void store_f32(DF d, VF x, float* HWY_RESTRICT p) { hn::StoreU(x, d, p); }
 
 // Rounds to nearest even; a NaN becomes the quiet NaN.
