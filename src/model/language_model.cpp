@@ -259,7 +259,11 @@ void step(Context& ctx, const Weights& weights, const Tensor& tokens, const Tens
 }
 
 void logits(Context& ctx, const Weights& weights, const Tensor& hidden, const Tensor& out) {
-  linear_fwd(ctx, {.x = hidden, .weight = weights.parameters.head(), .bias = {}, .y = out});
+  linear_fwd(ctx, {.x = hidden,
+                   .weight = weights.parameters.head(),
+                   .bias = {},
+                   .y = out,
+                   .weight_scale = weights.parameters.head_scale});
 }
 
 namespace {
@@ -325,8 +329,11 @@ void score(Context& ctx, const Weights& weights, const PackedTokens& input, cons
   const Tensor hidden =
       ctx.workspace().tensor(weights.dtype, {input.tokens.shape[0], weights.config.d_model});
   forward(ctx, weights, input, state, hidden);
-  cross_entropy_fwd(
-      ctx, {.x = hidden, .weight = weights.parameters.head(), .targets = targets, .loss = loss});
+  cross_entropy_fwd(ctx, {.x = hidden,
+                          .weight = weights.parameters.head(),
+                          .targets = targets,
+                          .loss = loss,
+                          .weight_scale = weights.parameters.head_scale});
 }
 
 void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,

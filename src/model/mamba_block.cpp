@@ -83,7 +83,12 @@ template <class Conv>
 void project(Context& ctx, const BlockArguments& block, const BlockActivations& a, Conv conv,
              bool products = true) {
   const LayerParameters& p = block.parameters;
-  if (products) linear_fwd(ctx, {.x = a.n, .weight = p.in_proj, .bias = p.in_proj_bias, .y = a.xz});
+  if (products)
+    linear_fwd(ctx, {.x = a.n,
+                     .weight = p.in_proj,
+                     .bias = p.in_proj_bias,
+                     .y = a.xz,
+                     .weight_scale = p.in_proj_scale});
   conv(ctx, conv_op(block, a));
   if (products && a.x_dbl)
     linear_fwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = a.x_dbl});
@@ -99,7 +104,11 @@ void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, c
   const LayerParameters& p = block.parameters;
   project(ctx, block, a, conv);
   scan(ctx, scan_op(block, a));
-  linear_fwd(ctx, {.x = a.y, .weight = p.out_proj, .bias = p.out_proj_bias, .y = m});
+  linear_fwd(ctx, {.x = a.y,
+                   .weight = p.out_proj,
+                   .bias = p.out_proj_bias,
+                   .y = m,
+                   .weight_scale = p.out_proj_scale});
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "core/threads.h"
+
 namespace krait {
 
 Model make_model(const Config& config, DType dtype) {
@@ -28,6 +30,17 @@ Tensor allocate_parameter(Model& model, const ParameterInfo& info, DType dtype) 
   return info.view(buffer->data(), dtype);
 }
 
+void quantize_parameter(Model& model, const ParameterInfo& info, const Tensor& from,
+                        const std::string& where) {
+  Tensor& scale = *scale_of(info, model.weights.parameters);
+  ParameterInfo row = info;
+  row.shape = {info.shape[0]};
+  scale = allocate_parameter(model, row, model.weights.A.dtype);
+  Tensor& q = info.of(model.weights.parameters);
+  q = allocate_parameter(model, info, DType::i8);
+  quantize_rows(available_cores(), from, q, scale, where);
+}
+
 Model copy_model(const Model& from, Memory& to) {
   Model model;
   model.weights = from.weights;
@@ -41,6 +54,7 @@ Model copy_model(const Model& from, Memory& to) {
   };
   for (const ParameterInfo& info : parameter_table(from.config()))
     move(info.of(model.weights.parameters));
+  for (Tensor* t : quantization_tensors(from.config(), model.weights.parameters)) move(*t);
   move(model.weights.A);
   return model;
 }

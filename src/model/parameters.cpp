@@ -86,6 +86,12 @@ std::vector<ParameterInfo> parameter_table(const Config& c) {
   return table;
 }
 
+ParameterInfo head_info(const Config& config) {
+  Config untied = config;
+  untied.tie_embeddings = false;
+  return parameter_table(untied).back();
+}
+
 Parameters empty_parameters(const Config& config) {
   Parameters p;
   p.layers.resize(static_cast<size_t>(config.n_layer));

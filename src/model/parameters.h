@@ -28,6 +28,9 @@ struct LayerParameters {
   Tensor C_const;        // (d_state)                instead of a selective C
   Tensor out_proj;       // (d_model, d_inner)
   Tensor out_proj_bias;  // (d_model)
+  // f32, of the rows of in_proj and out_proj, which then are i8 (quantize.h); the table below knows
+  // nothing of them.
+  Tensor in_proj_scale, out_proj_scale;
 };
 
 struct Parameters {
@@ -35,6 +38,8 @@ struct Parameters {
   std::vector<LayerParameters> layers;
   Tensor norm_f;   // (d_model)
   Tensor lm_head;  // (vocab_size, d_model); none: tied to the embedding
+  // (vocab_size) f32, of the rows of lm_head, which then is i8 and there even where config ties it.
+  Tensor head_scale;
 
   const Tensor& head() const { return lm_head ? lm_head : embedding; }
 };
@@ -64,6 +69,8 @@ struct ParameterInfo {
 // All parameters of this configuration, in the checkpoint's order: embedding, layers, norm_f,
 // lm_head (untied only).
 std::vector<ParameterInfo> parameter_table(const Config& config);
+// Of lm_head, also where the table has none.
+ParameterInfo head_info(const Config& config);
 Parameters empty_parameters(
     const Config& config);  // every tensor none, `layers` of the right length
 

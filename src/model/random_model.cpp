@@ -25,21 +25,29 @@ void fill(const Tensor& t, Rng& rng) {
 
 }  // namespace
 
-Model make_random_model(const Config& config, DType dtype, uint64_t seed) {
+Model make_random_model(const Config& config, DType dtype, uint64_t seed,
+                        Quantization quantization) {
   check_config(config, "random model");
   Model model = make_model(config, dtype);
   std::vector<ParameterInfo> table = parameter_table(config);
   Parameters full = empty_parameters(config);  // what is not a matrix: initialized as for training
+  const bool int8 = quantization == Quantization::int8;
   for (const ParameterInfo& p : table) {
+    const bool quantized = int8 && scale_of(p, model.weights.parameters);
+    const Buffer unquantized(quantized ? static_cast<size_t>(p.size()) * size_of(dtype) : 0);
     Tensor& t = p.of(model.weights.parameters);
-    t = allocate_parameter(model, p, p.matrix ? dtype : model.weights.A.dtype);
+    t = quantized ? p.view(unquantized.data(), dtype)
+                  : allocate_parameter(model, p, p.matrix ? dtype : model.weights.A.dtype);
     if (!p.matrix) {
       p.of(full) = t;
       continue;
     }
     Rng rng(seed, static_cast<uint64_t>(&p - table.data()));
     dispatch_float(dtype, [&](auto tag) { fill<typename decltype(tag)::type>(t, rng); });
+    if (quantized) quantize_parameter(model, p, p.view(unquantized.data(), dtype), p.name);
   }
+  if (int8 && config.tie_embeddings)
+    quantize_parameter(model, head_info(config), model.weights.parameters.embedding, "head");
   initialize(config, full, seed);
   compute_A(model);
   return model;

@@ -110,6 +110,15 @@ class Checkpoint {
   std::set<std::string> taken_;
 };
 
+// f(the tensor in the parameter's shape, aligned for its type).
+template <class F>
+void with_aligned(const ParameterInfo& info, const Tensor& in_file, F&& f) {
+  if (aligned(in_file)) return f(info.view(in_file.data, in_file.dtype));
+  const Buffer copy(in_file.bytes());
+  std::memcpy(copy.data(), in_file.data, in_file.bytes());
+  f(info.view(copy.data(), in_file.dtype));
+}
+
 // A view of mapped memory as it is, or a converted copy.
 Tensor load_parameter(Model& model, const ParameterInfo& info, const Tensor& in_file, DType dtype) {
   if (in_file.dtype == dtype && aligned(in_file)) {
@@ -117,20 +126,9 @@ Tensor load_parameter(Model& model, const ParameterInfo& info, const Tensor& in_
     return info.view(in_file.data, dtype);
   }
   const Tensor t = allocate_parameter(model, info, dtype);
-  if (aligned(in_file)) {
-    convert_on_host(available_cores(), info.view(in_file.data, in_file.dtype), t);
-  } else {
-    const Buffer copy(in_file.bytes());
-    std::memcpy(copy.data(), in_file.data, in_file.bytes());
-    convert_on_host(available_cores(), info.view(copy.data(), in_file.dtype), t);
-  }
+  with_aligned(info, in_file,
+               [&](const Tensor& from) { convert_on_host(available_cores(), from, t); });
   return t;
-}
-
-ParameterInfo head_info(const Config& config) {
-  Config untied = config;
-  untied.tie_embeddings = false;
-  return parameter_table(untied).back();
 }
 
 // Weights left by a format that readers prefer would hide what is written now.
@@ -143,7 +141,8 @@ void refuse_hidden(const fs::path& folder) {
 
 }  // namespace
 
-Model load_model(const fs::path& folder, std::optional<DType> dtype, Memory& memory) {
+Model load_model(const fs::path& folder, std::optional<DType> dtype, Memory& memory,
+                 Quantization quantization) {
   const Config config = read_config(folder);
   const auto file = std::make_shared<TensorFile>(TensorFile::open_folder(folder));
   Checkpoint checkpoint(*file);
@@ -158,9 +157,23 @@ Model load_model(const fs::path& folder, std::optional<DType> dtype, Memory& mem
       make_model(config, dtype.value_or(file_dtype == DType::bf16 ? DType::bf16 : DType::f32));
   model.file_dtype = file_dtype;
   model.storage.push_back(file);
-  for (size_t i = 0; i < table.size(); ++i)
-    table[i].of(model.weights.parameters) = load_parameter(
-        model, table[i], in_file[i], table[i].matrix ? model.weights.dtype : model.weights.A.dtype);
+  // From what the file holds, not from what it is rounded to.
+  const auto quantize = [&](const ParameterInfo& info, const Tensor& from_file) {
+    with_aligned(info, from_file, [&](const Tensor& from) {
+      quantize_parameter(model, info, from, checkpoint.where(checkpoint.name_of(info)));
+    });
+  };
+  Parameters& parameters = model.weights.parameters;
+  for (size_t i = 0; i < table.size(); ++i) {
+    if (quantization == Quantization::int8 && scale_of(table[i], parameters))
+      quantize(table[i], in_file[i]);
+    else
+      table[i].of(parameters) =
+          load_parameter(model, table[i], in_file[i],
+                         table[i].matrix ? model.weights.dtype : model.weights.A.dtype);
+  }
+  if (quantization == Quantization::int8 && config.tie_embeddings)
+    quantize(head_info(config), in_file[0]);
   compute_A(model);
   if (!memory.on_host()) {
     model = copy_model(model, memory);
@@ -198,6 +211,7 @@ void save_model(const fs::path& folder, const Config& config, const Parameters& 
   std::vector<Buffer> converted;
   for (const ParameterInfo& info : parameter_table(config)) {
     Tensor t = info.of(parameters);
+    KRAIT_CHECK(t.dtype != DType::i8, "weights in 8 bits are not saved");
     const DType stored = info.matrix ? dtype : DType::f32;
     if (t.dtype != stored) {
       if (stored == DType::f16 && t.dtype != DType::f64) check_f16_range(t, info.name);

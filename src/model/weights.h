@@ -10,12 +10,13 @@
 
 #include "formats/tensor_table.h"
 #include "model/parameters.h"
+#include "model/quantize.h"
 #include "ops/context.h"
 
 namespace krait {
 
-// Views only. Matrices have dtype T, everything else is f32; with T = f64 (the reference engine's
-// oracle) all are f64.
+// Views only. Matrices have dtype T, or i8 with scales beside them (quantize.h), everything else is
+// f32; with T = f64 (the reference engine's oracle) all are f64.
 struct Weights {
   Config config;
   DType dtype = DType::f32;  // T
@@ -39,18 +40,20 @@ struct Model {
 
 // Reads config.json and model.safetensors (or its shards, or pytorch_model.bin). dtype: f32, bf16
 // or f64; none: bf16 when the file's matrices are bf16, else f32. Tensors that have the wanted type
-// already are used where they are mapped, unless `memory` is not the host's. Throws Error: a
+// already are used where they are mapped, unless `memory` is not the host's. Matrices that are
+// quantized are, on the host with all cores, and reach `memory` in 8 bits only. Throws Error: a
 // missing, unexpected or wrongly shaped tensor (file, name, expected and found shape), an
-// unreadable file.
+// unreadable file, an infinite weight to quantize.
 Model load_model(const std::filesystem::path& folder, std::optional<DType> dtype = std::nullopt,
-                 Memory& memory = host_memory());
+                 Memory& memory = host_memory(), Quantization quantization = Quantization::none);
 
 // The same weights in another memory, an engine's.
 Model copy_model(const Model& from, Memory& to);
 
 // Random weights of plausible size, quickly: for benchmarks. Not the initialization for training
 // (init.h).
-Model make_random_model(const Config& config, DType dtype, uint64_t seed = 0);
+Model make_random_model(const Config& config, DType dtype, uint64_t seed = 0,
+                        Quantization quantization = Quantization::none);
 
 // Writes config.json and model.safetensors (hf) or pytorch_model.bin (state-spaces). Matrices are
 // stored as dtype (f32, bf16 or f16), everything else as f32. The files appear complete or not at
