@@ -83,6 +83,18 @@ TEST_F(Api, AStateIsAFile) {
   EXPECT_THROW(model.load_state(elsewhere.path() / "nowhere"), Error);
 }
 
+TEST_F(Api, WeightsInEightBits) {
+  LanguageModel small = LanguageModel::load(folder.path(), {.quantize = "int8"});
+  State state;
+  model.read(state, "To be, or not to be");
+  const std::vector<float> a = model.next_logits(state), b = small.next_logits(state);
+  EXPECT_NE(a, b);
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 0.1f);
+  const TestFolder elsewhere;
+  small.save_state(state, elsewhere.path() / "book.state");
+  EXPECT_TRUE(model.load_state(elsewhere.path() / "book.state") == state);
+}
+
 TEST_F(Api, TextInPiecesIsTheSameText) {
   State whole, pieces;
   model.read(whole, "To be, or not to be");
@@ -130,6 +142,7 @@ TEST_F(Api, RefusesWhatIsWrong) {
   EXPECT_THROW(LanguageModel::load(folder.path() / "nowhere"), Error);
   EXPECT_THROW(LanguageModel::load(folder.path(), {.device = "tpu"}), Error);
   EXPECT_THROW(LanguageModel::load(folder.path(), {.dtype = "f8"}), Error);
+  EXPECT_THROW(LanguageModel::load(folder.path(), {.quantize = "int4"}), Error);
 
   model.read(state, "To be");
   std::vector<std::byte> bytes = state.to_bytes();

@@ -56,13 +56,22 @@ MatrixSizes matrix_sizes(const Config& config) {
   return sizes;
 }
 
-// Bytes that a decoding step must read: every parameter once, of an untied embedding one row.
-double bytes_per_step(const Config& config, DType dtype) {
+// Bytes that a decoding step must read: every parameter and every scale once, of the embedding,
+// where it is not the head as well, one row.
+double bytes_per_step(const ModelBench& bench) {
+  Config config = bench.config;
+  if (bench.quantization != Quantization::none) config.tie_embeddings = false;
+  Parameters names = empty_parameters(config);
   double bytes = 0;
-  for (const ParameterInfo& p : parameter_table(config))
-    if (p.name != "backbone.embeddings.weight" || config.tie_embeddings)
-      bytes += static_cast<double>(p.size()) *
-               static_cast<double>(size_of(p.matrix ? dtype : DType::f32));
+  for (const ParameterInfo& p : parameter_table(config)) {
+    if (p.name == "backbone.embeddings.weight" && !config.tie_embeddings) continue;
+    DType dtype = p.matrix ? bench.dtype : DType::f32;
+    if (bench.quantization != Quantization::none && scale_of(p, names)) {
+      dtype = DType::i8;
+      bytes += static_cast<double>(p.shape[0]) * sizeof(float);
+    }
+    bytes += static_cast<double>(p.size()) * static_cast<double>(size_of(dtype));
+  }
   return bytes + 2 * static_cast<double>(config.state_bytes_per_sequence());
 }
 
@@ -80,7 +89,7 @@ struct Times {
 };
 
 void time_inference(Context& ctx, const ModelBench& bench, Times& times) {
-  Model model = make_random_model(bench.config, bench.dtype);
+  Model model = make_random_model(bench.config, bench.dtype, 0, bench.quantization);
   if (!ctx.memory().on_host()) model = copy_model(model, ctx.memory());
   const Tokenizer tokenizer = Tokenizer::bytes();
   Generator generator(ctx, model.weights, tokenizer);
@@ -151,8 +160,7 @@ ModelBenchResult bench_model(Context& ctx, const ModelBench& bench) {
   }
   if (bench.gen > 0) {
     const double tokens = static_cast<double>(bench.gen);
-    const double floor =
-        bytes_per_step(bench.config, bench.dtype) / (result.read_gb_per_s * 1e9) * tokens;
+    const double floor = bytes_per_step(bench) / (result.read_gb_per_s * 1e9) * tokens;
     result.decode = {tokens / times.decode, floor / times.decode};
   }
   if (bench.train_batch > 0) {

@@ -12,9 +12,10 @@ namespace krait {
 struct ModelBench {
   Config config;
   DType dtype = DType::bf16;
-  int64_t prompt = 512, gen = 64;             // tokens; 0: leave out
-  int64_t train_batch = 0, train_length = 0;  // sequences and their tokens; 0: leave out
-  Recompute recompute = Recompute::none;      // in training
+  Quantization quantization = Quantization::none;  // in inference
+  int64_t prompt = 512, gen = 64;                  // tokens; 0: leave out
+  int64_t train_batch = 0, train_length = 0;       // sequences and their tokens; 0: leave out
+  Recompute recompute = Recompute::none;           // in training
   int repeats = 3;
 };
 

@@ -158,6 +158,7 @@ void add_chat_command(CLI::App& app, CommandList& out) {
       ->capture_default_str();
   flags->sampling.add_to(*command);
   flags->compute.add_to(*command);
+  flags->compute.add_quantize_to(*command);
   out.push_back({command, [flags] { return run(*flags); }});
 }
 

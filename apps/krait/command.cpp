@@ -36,6 +36,13 @@ void ComputeFlags::add_to(CLI::App& app) {
                "The same bits for a sequence whatever it is computed together with; slower");
 }
 
+void ComputeFlags::add_quantize_to(CLI::App& app) {
+  app.add_option("--quantize", quantize,
+                 "Weights in 8 bits, made when the model is loaded: int8; faster to write with")
+      ->check(CLI::IsMember({"none", "int8"}))
+      ->capture_default_str();
+}
+
 std::unique_ptr<Context> ComputeFlags::make_context() const {
   auto context = std::make_unique<Context>(engine_of_device(device), threads);
   context->batch_invariant = batch_invariant;
@@ -47,8 +54,10 @@ std::optional<DType> ComputeFlags::weights_dtype() const {
   return dtype_from_name(dtype);
 }
 
+Quantization ComputeFlags::quantization() const { return quantization_from_name(quantize); }
+
 Model ComputeFlags::load(const std::string& folder, const Context& ctx) const {
-  return load_model(folder, weights_dtype(), ctx.memory());
+  return load_model(folder, weights_dtype(), ctx.memory(), quantization());
 }
 
 void ModelFlags::add_to(CLI::App& app) {

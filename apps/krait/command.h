@@ -57,11 +57,14 @@ struct ComputeFlags {
   std::string dtype = "auto";  // auto, f32, bf16
   int threads = 0;             // 0: all cores
   bool batch_invariant = false;
+  std::string quantize = "none";  // none, int8
 
-  void add_to(CLI::App& app);
+  void add_to(CLI::App& app);           // all but --quantize
+  void add_quantize_to(CLI::App& app);  // of the commands that run a model, not train it
   // Throws Error for a device that is not there or that this program was built without.
   std::unique_ptr<Context> make_context() const;
   std::optional<DType> weights_dtype() const;  // none: as the file
+  Quantization quantization() const;
   Model load(const std::string& folder, const Context& ctx) const;
 };
 

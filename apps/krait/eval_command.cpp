@@ -68,6 +68,7 @@ void add_eval_command(CLI::App& app, CommandList& out) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
   flags->compute.add_to(*command);
+  flags->compute.add_quantize_to(*command);
   command->add_flag("--json", flags->json,
                     "Print {\"loss\", \"perplexity\", \"bits_per_byte\", \"tokens\"}");
   out.push_back({command, [flags] { return run(*flags); }});

@@ -111,6 +111,7 @@ void add_generate_command(CLI::App& app, CommandList& out) {
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   flags->compute.add_to(*command);
+  flags->compute.add_quantize_to(*command);
   command->add_flag("--json", flags->json, "Print {\"text\", \"tokens\", \"finish_reason\"}");
   out.push_back({command, [flags] { return run(*flags); }});
 }

@@ -173,6 +173,7 @@ void add_score_command(CLI::App& app, CommandList& out) {
                       "is scored too");
   command->add_option("--top", flags->top, "Also the K most likely tokens that could follow");
   flags->compute.add_to(*command);
+  flags->compute.add_quantize_to(*command);
   command->add_flag("--json", flags->json,
                     "Print {\"tokens\", \"logprobs\", \"top\": [[id, logprob], ..]}");
   out.push_back({command, [flags] { return run(*flags); }});

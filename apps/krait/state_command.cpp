@@ -139,6 +139,7 @@ void add_state_save(CLI::App& state, CommandList& out) {
   command->add_option("-o,--out", flags->out, "The state file to write")->required();
   command->add_option("--from", flags->from, "Go on from this state file");
   flags->compute.add_to(*command);
+  flags->compute.add_quantize_to(*command);
   command->add_flag("--json", flags->json, "Print what state load --json prints");
   out.push_back({command, [flags] { return run(*flags); }});
 }

@@ -27,9 +27,10 @@ namespace krait {
 struct SavedConversation;  // of the implementation
 
 struct LoadOptions {
-  std::string device = "cpu";  // or "cuda"
-  std::string dtype = "auto";  // of weights and activations: "f32", "bf16", or as in the file
-  int threads = 0;             // 0: one per core
+  std::string device = "cpu";     // or "cuda"
+  std::string dtype = "auto";     // of weights and activations: "f32", "bf16", or as in the file
+  std::string quantize = "none";  // "int8": weights in 8 bits, made when loading; docs/numerics.md
+  int threads = 0;                // 0: one per core
   bool batch_invariant =
       false;  // the same bits for a sequence whatever it is computed with; slower
 };
@@ -88,7 +89,8 @@ class LanguageModel {
   // Continues what the state has read, and moves it past what was written.
   Text generate(State& state, const TextOptions& options = {});
 
-  // Keeps a state in a file of constant size, and takes it up again on any device and in any dtype.
+  // Keeps a state in a file of constant size, and takes it up again on any device and in any dtype,
+  // quantized or not.
   // Saving leaves the complete file or what was there; loading verifies every byte. Error: an empty
   // state, a full disk; no state file, another version, a damaged file, a file of another model
   // (one changed weight makes another; the first call reads all weights to tell). docs/formats.md.

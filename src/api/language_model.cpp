@@ -27,7 +27,8 @@ Tokenizer tokenizer_of(const std::filesystem::path& folder) {
 struct LanguageModel::Impl {
   Impl(const std::filesystem::path& folder, const LoadOptions& options)
       : context(engine_of_device(options.device), options.threads),
-        model(load_model(folder, dtype_of_name(options.dtype), context.memory())),
+        model(load_model(folder, dtype_of_name(options.dtype), context.memory(),
+                         quantization_from_name(options.quantize))),
         tokenizer(tokenizer_of(folder)),
         generator(context, model.weights, tokenizer) {
     context.batch_invariant = options.batch_invariant;

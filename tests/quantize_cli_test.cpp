@@ -1,0 +1,113 @@
+// --quantize on every command that runs a model.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "tests/cli_fixture.h"
+
+namespace krait {
+namespace {
+
+using nlohmann::json;
+using Arguments = std::vector<std::string>;
+
+Arguments quantized(Arguments arguments) {
+  arguments.insert(arguments.end(), {"--quantize", "int8"});
+  return arguments;
+}
+
+class QuantizeCli : public Cli {
+ protected:
+  void SetUp() override { write_remembering_model(model(), tiny_config()); }
+};
+
+TEST_F(QuantizeCli, ScoresDifferALittle) {
+  std::string text;
+  for (int i = 0; i < 300; ++i) text += static_cast<char>('a' + i * i % 26);
+  const Arguments score = {"score", "-m", model(), "--text", text, "--json"};
+  const json exact = output_of(score), rounded = output_of(quantized(score));
+  EXPECT_EQ(rounded["tokens"], exact["tokens"]);
+  double difference = 0, sum = 0;
+  for (size_t i = 1; i < 300; ++i) {
+    const double a = exact["logprobs"][i], b = rounded["logprobs"][i];
+    EXPECT_NEAR(b, a, 0.1) << i;
+    difference += std::abs(a - b);
+    sum += b;
+  }
+  EXPECT_GT(difference, 0);
+  // eval and generate see the same model.
+  const std::string file = folder.file("text.txt", text);
+  const json eval = output_of(quantized({"eval", "-m", model(), "--data", file, "--json"}));
+  EXPECT_NEAR(eval["loss"].get<double>(), -sum / 299, 1e-4);
+  const json top =
+      output_of(quantized({"score", "-m", model(), "-f", file, "--top", "1", "--json"}));
+  const Arguments generate = {"generate", "-m",     model(), "-f",     file,          "-n",
+                              "1",        "--temp", "0",     "--json", "--ignore-eos"};
+  EXPECT_EQ(output_of(quantized(generate))["tokens"][0], top["top"][0][0]);
+}
+
+TEST_F(QuantizeCli, WritesTheSameTwice) {
+  const Arguments generate = {"generate", "-m", model(), "-p",     "Hello",       "-n",
+                              "20",       "-s", "3",     "--json", "--ignore-eos"};
+  const json once = output_of(quantized(generate));
+  EXPECT_EQ(once["tokens"].size(), 20u);
+  EXPECT_EQ(output_of(quantized(generate)), once);
+  Arguments none = generate;
+  none.insert(none.end(), {"--quantize", "none"});
+  EXPECT_EQ(output_of(none), output_of(generate));
+  ProgramOptions options;
+  options.input = "Hello\n/quit\n";
+  const ProgramResult chat = run_krait(quantized({"chat", "-m", model(), "-n", "5"}), options);
+  EXPECT_EQ(chat.status, 0) << chat.err;
+}
+
+// A state belongs to the file's weights, whatever is computed with.
+TEST_F(QuantizeCli, StatesGoBothWays) {
+  const std::string exact = path("exact.state"), rounded = path("rounded.state");
+  output_of({"state", "save", "-m", model(), "-p", "To be, or not", "-o", exact, "--json"});
+  const json saved = output_of(
+      quantized({"state", "save", "-m", model(), "-p", "To be, or not", "-o", rounded, "--json"}));
+  EXPECT_EQ(saved["model"], output_of({"state", "load", exact, "--json"})["model"]);
+  EXPECT_NE(saved["checksum"], output_of({"state", "load", exact, "--json"})["checksum"]);
+  for (const std::string& state : {exact, rounded}) {
+    const Arguments generate = {"generate", "-m",     model(), "--state", state,         "-n",
+                                "5",        "--temp", "0",     "--json",  "--ignore-eos"};
+    EXPECT_EQ(output_of(generate)["tokens"].size(), 5u);
+    EXPECT_EQ(output_of(quantized(generate))["tokens"].size(), 5u);
+  }
+}
+
+TEST_F(QuantizeCli, BenchSaysWhatItMeasured) {
+  const Arguments bench = {"bench", "model",   "--config", model(),  "--prompt",  "4", "--gen",
+                           "4",     "--train", "0",        "--json", "--repeats", "1"};
+  EXPECT_EQ(output_of(bench)["quantize"], "none");
+  const json rounded = output_of(quantized(bench));
+  EXPECT_EQ(rounded["quantize"], "int8");
+  EXPECT_GT(rounded["decode_tokens_per_s"], 0);
+}
+
+TEST_F(QuantizeCli, RefusesWhatItCannotDo) {
+  for (const Arguments& arguments :
+       std::vector<Arguments>{{"generate", "-m", model(), "-p", "a"},
+                              {"chat", "-m", model()},
+                              {"score", "-m", model(), "--text", "a"},
+                              {"eval", "-m", model(), "--data", model()},
+                              {"state", "save", "-m", model(), "-p", "a", "-o", path("state")},
+                              {"bench", "model"}}) {
+    Arguments wrong = arguments;
+    wrong.insert(wrong.end(), {"--quantize", "int4"});
+    expect_failure(wrong, 2, {"--quantize", "int4"});
+  }
+  expect_failure(quantized({"train", "--data", model(), "--out", path("run")}), 2, {"--quantize"});
+  expect_failure(quantized({"bench", "op", "linear"}), 2, {"--quantize"});
+
+  Model broken = make_random_model(tiny_config(), DType::f32, 1);
+  broken.weights.parameters.layers[0].in_proj.ptr<float>()[7] = NAN;
+  save_model(path("nan"), broken.config(), broken.weights.parameters, Dialect::hf, DType::f32);
+  expect_failure(quantized({"score", "-m", path("nan"), "--text", "abc", "--json"}), 1,
+                 {"model.safetensors", "layers.0.mixer.in_proj.weight", "finite"});
+}
+
+}  // namespace
+}  // namespace krait
