@@ -44,7 +44,6 @@ void DecodeBatch::reserve(int64_t sequences, int64_t recent) {
     }
     tokens_ = MirroredTensor(ctx_, DType::i32, {sequences});
     slot_ = MirroredTensor(ctx_, DType::i32, {sequences});
-    hidden_ = OwnedTensor(weights_.dtype, {sequences, c.d_model}, ctx_.memory());
     logits_ = OwnedTensor(DType::f32, {sequences, c.vocab_size}, ctx_.memory());
     sequence_ = MirroredTensor(ctx_, DType::u8, {sequences + 1, sizeof(SampledSequence)});
     picked_ = OwnedTensor(DType::i32, {sequences, 2}, ctx_.memory());
@@ -100,8 +99,7 @@ void DecodeBatch::queue_copy(int64_t from, int64_t to) { state_.copy(ctx_, from,
 // The rows' tokens through the model, up to the logits.
 void DecodeBatch::decode() {
   const auto rows = [this](const Tensor& t) { return t.slice(0, 0, rows_); };
-  step(ctx_, weights_, rows(tokens_), rows(slot_), state_, rows(hidden_));
-  logits(ctx_, weights_, rows(hidden_), rows(logits_));
+  krait::decode(ctx_, weights_, rows(tokens_), rows(slot_), state_, rows(logits_));
 }
 
 void DecodeBatch::queue_step() {

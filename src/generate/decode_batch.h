@@ -89,7 +89,6 @@ class DecodeBatch {
   DecodeState state_;                // those, the spare one, two for snapshots of slot 0
   MirroredTensor tokens_;            // (sequences)  i32
   MirroredTensor slot_;              // (sequences)  i32
-  OwnedTensor hidden_;               // (sequences, d_model)  T
   OwnedTensor logits_;               // (sequences, vocab_size)  f32
   MirroredTensor sequence_;          // (sequences + 1, sizeof(SampledSequence))  u8
   MirroredTensor recent_;            // (sequences + 1, recent)  i32

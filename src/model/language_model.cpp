@@ -276,7 +276,7 @@ std::vector<DecoderLayer> decoder_layers(const Weights& w, const DecodeState& st
     const BlockArguments block = block_of(w, layer, {}, &state);
     layers.push_back({.norm = p.norm,
                       .in_proj = p.in_proj,
-                      .in_proj_scale = {},
+                      .in_proj_scale = p.in_proj_scale,
                       .in_proj_bias = p.in_proj_bias,
                       .conv1d_weight = p.conv1d_weight,
                       .conv1d_bias = p.conv1d_bias,
@@ -286,7 +286,7 @@ std::vector<DecoderLayer> decoder_layers(const Weights& w, const DecodeState& st
                       .A = block.A,
                       .D = p.D,
                       .out_proj = p.out_proj,
-                      .out_proj_scale = {},
+                      .out_proj_scale = p.out_proj_scale,
                       .out_proj_bias = p.out_proj_bias,
                       .conv = block.conv,
                       .ssm = block.ssm});
@@ -310,7 +310,7 @@ void decode(Context& ctx, const Weights& weights, const Tensor& tokens, const Te
                             .embedding = weights.parameters.embedding,
                             .norm_f = weights.parameters.norm_f,
                             .head = weights.parameters.head(),
-                            .head_scale = {},
+                            .head_scale = weights.parameters.head_scale,
                             .norm_eps = weights.config.norm_eps,
                             .residual_dtype = residual_dtype(weights),
                             .logits = logits};

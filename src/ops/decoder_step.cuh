@@ -70,7 +70,7 @@ class DecoderProducts {
     const Share channels(a.d_inner, 2);
     shapes[0] = {a.d_model * kBytes, channels.begin, channels.size(), 8, 0, a.d_inner,
                  (channels.size() + 7) / 8};
-    shapes[1] = plain(a.d_inner * kPlain, Share(a.x_proj_rows));
+    shapes[1] = plain(a.d_inner * kPlain, Share(a.x_proj_rows, 4));
     shapes[2] = plain(a.dt_rank * kPlain, channels);
     shapes[3] = plain(a.d_inner * kBytes, Share(a.d_model));
     shapes[4] = plain(a.d_model * kBytes, Share(a.head ? a.vocab_size : 0));
@@ -113,11 +113,11 @@ struct SeqThread {
   __device__ int share(int count) const { return (count - index + kThreads - 1) / kThreads; }
 };
 
-// Zeros behind the `width` elements of a vector, to the end of the last piece.
+// Zeros behind the `width` elements of a vector, to the end of the last piece, of bytes too.
 template <int kSeqs>
 __device__ void pad_vector(bf16* x, int width) {
   const SeqThread<kSeqs> me;
-  const int end = (width + 63) / 64 * 64;
+  const int end = (width + 127) / 128 * 128;
   for (int i = width + me.index; i < end; i += me.kThreads) x[i] = bf16{};
 }
 
@@ -187,6 +187,13 @@ __device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, flo
   const int pairs = live ? me.share(a.d_model / 2) : 0;
   float2 r[kPairs] = {};
   const auto element = [&](int i) { return 2 * (me.index + i * me.kThreads); };
+  const auto weights = [&](int i) { return *reinterpret_cast<const float2*>(weight + element(i)); };
+  float2 early[kPairs] = {};  // under way while the residual is awaited, where they fit
+  if constexpr (kSeqs == 1) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i)
+      if (i < pairs) early[i] = weights(i);
+  }
   if (first && a.embedding) {
     const bf16* row =
         a.embedding + (live ? static_cast<int64_t>(a.tokens[me.seq]) * a.d_model : 0);
@@ -209,7 +216,7 @@ __device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, flo
         r[first_pair + i] = make_float2(__uint_as_float(words[i].x), __uint_as_float(words[i].z));
     }
   }
-  // In the same order for every kSeqs: pairs 512 apart, 32 neighbours as a tree, then the rest.
+  // In the same order for every kSeqs: pairs kDecoderThreads apart, 32 neighbours as a tree, then the rest.
   float sum[kSeqs] = {};
 #pragma unroll
   for (int i = 0; i < kPairs; ++i)
@@ -229,7 +236,7 @@ __device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, flo
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
     if (i >= pairs) continue;
-    const float2 g = *reinterpret_cast<const float2*>(weight + element(i));
+    const float2 g = kSeqs == 1 ? early[i] : weights(i);
     *reinterpret_cast<uint32_t*>(x + element(i)) = pack_bf16(r[i].x * rstd * g.x, r[i].y * rstd * g.y);
     for (int k = 0; first && k < 2; ++k)
       if (const int e = element(i) + k; e >= own_rows.first && e < own_rows.first + own_rows.count)
@@ -244,26 +251,39 @@ template <int kSeqs, class W, class Ring, class Products>
 __device__ __forceinline__ void multiply_tiles(const DecoderArgs& a, Ring& ring,
                                                const Products& products, int row_bytes, int tiles,
                                                const bf16* x, float* sums) {
-  constexpr int kElements = PieceProduct<W>::kElements;
+  constexpr int kElements = PieceProduct<W>::kElements;  // of a lane's 16 bytes
   const int thread = thread_index(), lane = thread % 32, g = lane / 4, t = lane % 4;
-  const WarpPieces pieces(row_bytes);
+  const WarpPieces share(row_bytes);
   const bool has_vector = g < a.num_seqs;
-  const bf16* vector = x + (has_vector ? g : 0) * a.x_stride + t * kElements;
+  const bf16* vector = x + (has_vector ? g : 0) * a.x_stride +
+                       (share.begin * 8 + t) * kElements;
+  const auto row = static_cast<uint32_t>(g * kDecoderPieceBytes + t * 16);
+  const uint32_t half0 = row + g % 2 * 64, half1 = row + 64 - g % 2 * 64;
   sums += thread / 32 * (decoder_group_rows(kSeqs) * kSeqs) + g * kSeqs;
   for (int tile = 0; tile < tiles; ++tile) {
-    float acc[4] = {};
+    float acc[2][4] = {};  // two, since a product waits for the one before it
+    const bf16* v = vector;
 #pragma unroll 1
-    for (int piece = pieces.begin; piece < pieces.end; ++piece) {
-      Packed<bf16, kElements> v{};
-      if (has_vector) v = load_packed<kElements>(vector + piece * (4 * kElements));
-      Packed<bf16, 8> low, high;
-      ring.take(products, low, high);
-      PieceProduct<W>::add(acc, low, high, v);
+    for (int left = share.count; left > 0; --left, v += 8 * kElements) {
+      Packed<bf16, kElements> v0{}, v1{};
+      if (has_vector) {
+        v0 = load_packed<kElements>(v);
+        v1 = load_packed<kElements>(v + 4 * kElements);
+      }
+      const uint32_t piece = ring.take();
+      constexpr uint32_t kHigh = 8 * kDecoderPieceBytes;
+      const Packed<bf16, 8> low0 = load_copied<bf16, 8>(piece + half0);
+      const Packed<bf16, 8> high0 = load_copied<bf16, 8>(piece + half0 + kHigh);
+      const Packed<bf16, 8> low1 = load_copied<bf16, 8>(piece + half1);
+      const Packed<bf16, 8> high1 = load_copied<bf16, 8>(piece + half1 + kHigh);
+      ring.give_back(products);
+      PieceProduct<W>::add(acc[0], low0, high0, v0);
+      PieceProduct<W>::add(acc[1], low1, high1, v1);
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k)
       if (const int column = 2 * t + k % 2; column < kSeqs)
-        sums[(tile * kDecoderTile + k / 2 * 8) * kSeqs + column] = acc[k];
+        sums[(tile * kDecoderTile + k / 2 * 8) * kSeqs + column] = acc[0][k] + acc[1][k];
   }
 }
 

@@ -25,7 +25,7 @@ DecoderStepPlan plan_for(const DecoderShape& s, int multiprocessors, int seqs) {
   p.max_channels = 2 * ceil_div(s.d_inner / 2, p.blocks);
   p.max_out_rows = ceil_div(s.d_model, p.blocks);
   // Rows of different sequences in different banks; whole pieces, of one byte an element too.
-  p.x_stride = round_up(std::max({s.d_model, s.d_inner, s.dt_rank}), 64) + 32;
+  p.x_stride = round_up(std::max({s.d_model, s.d_inner, s.dt_rank}), 128) + 32;
   p.shared_bytes = DecoderShared::of(s, p).bytes;
   p.exchange_words = DecoderExchange::of(s, seqs).words;
   return p;
@@ -64,6 +64,7 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
   m.residual = floats(p.max_out_rows);
   m.norm = floats(kDecoderWarps);
   m.shapes = take(5 * 28);
+  m.slots = take(4 * seqs);
   m.bytes = end;
   return m;
 }

@@ -15,16 +15,16 @@ struct DecoderShape {
 
 inline constexpr int kDecoderWarps = 8, kDecoderThreads = 32 * kDecoderWarps;
 inline constexpr int kDecoderTile = 16;        // rows of a matrix that a warp multiplies at a time
-inline constexpr int kDecoderPieceBytes = 64;  // of each row of a tile, copied at a time
+inline constexpr int kDecoderPieceBytes = 128;  // of each row of a tile, copied at a time
 inline constexpr int64_t kDecoderMaxSeqs = 8;  // of a launch: the width of a tensor core product
 inline constexpr int kDecoderMaxLayers = 64;   // of a launch: their addresses are its arguments
 
 // Pieces of the weights that a warp has under way, for kernels of up to `seqs` sequences.
-constexpr int decoder_stages(int seqs) { return seqs == 1 ? 6 : seqs <= 4 ? 12 : 10; }
+constexpr int decoder_stages(int seqs) { return seqs == 8 ? 5 : 6; }
 // Rows whose sums the warps bring together at a time: a thread for each row and sequence.
-constexpr int decoder_group_rows(int seqs) { return seqs == 8 ? 32 : seqs == 4 ? 64 : 128; }
+constexpr int decoder_group_rows(int seqs) { return seqs == 1 ? 128 : kDecoderThreads / seqs; }
 // Pairs of residual values that a thread takes over in the kernel for `seqs` sequences.
-constexpr int decoder_residual_pairs(int seqs) { return seqs == 1 ? 6 : 16; }
+constexpr int decoder_residual_pairs(int seqs) { return (seqs == 1 ? 64 : 256) / kDecoderWarps; }
 
 // One block for each multiprocessor, all of them resident: they exchange activations. Block b owns
 // the rows [b rows / blocks, (b + 1) rows / blocks) of each matrix, of in_proj those of its
@@ -49,7 +49,7 @@ struct DecoderExchange {
 
 // Byte offsets into a block's shared memory.
 struct DecoderShared {
-  size_t ring, x, sums, x_dbl, z, u, delta, residual, norm, shapes, bytes;
+  size_t ring, x, sums, x_dbl, z, u, delta, residual, norm, shapes, slots, bytes;
   static DecoderShared of(const DecoderShape&, const DecoderStepPlan&);
 };
 
