@@ -279,6 +279,19 @@ TEST_F(Cli, SaysWhatItCanComputeWith) {
   }
 }
 
+TEST_F(Cli, BenchesSeveralSequencesAtOnce) {
+  const ProgramResult run =
+      run_krait({"bench", "model", "--size", "10m", "--batch", "3", "--prompt", "700", "--gen", "2",
+                 "--train", "0", "--repeats", "1", "--json"});
+  ASSERT_EQ(run.status, 0) << run.err;
+  const auto result = nlohmann::json::parse(run.out);
+  EXPECT_EQ(result["batch"], 3);
+  for (const char* rate : {"prefill_tokens_per_s", "first_token_ms", "steady_us_per_token",
+                           "decode_tokens_per_s", "decode_gb_per_s"})
+    EXPECT_GT(result[rate], 0) << rate;
+  EXPECT_GT(result["first_token_ms"], 2.1e6 / result["prefill_tokens_per_s"].get<double>());
+}
+
 // A tiny experiment, in slices: results on stdout and in the folder.
 TEST_F(Cli, RunsAnExperiment) {
   const std::string out = path("experiment");

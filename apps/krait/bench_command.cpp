@@ -20,14 +20,16 @@ struct ModelBenchFlags {
   bool json = false;
 };
 
-// The published sizes, and one that trains quickly on a CPU.
+// The published sizes, one that trains quickly on a CPU, and one of a large model's shape.
 Config named_config(const std::string& size) {
-  return size == "10m" ? make_config(256, 384, 10) : preset(size);
+  if (size == "10m") return make_config(256, 384, 10);
+  if (size == "6.9b") return make_config(50280, 4096, 64);
+  return preset(size);
 }
 
 CLI::Option* add_size(CLI::App& command, std::string& size) {
-  return command.add_option("--size", size, "10m, 130m, 370m, 790m, 1.4b or 2.8b")
-      ->check(CLI::IsMember({"10m", "130m", "370m", "790m", "1.4b", "2.8b"}))
+  return command.add_option("--size", size, "10m, 130m, 370m, 790m, 1.4b, 2.8b or 6.9b")
+      ->check(CLI::IsMember({"10m", "130m", "370m", "790m", "1.4b", "2.8b", "6.9b"}))
       ->capture_default_str();
 }
 
@@ -47,6 +49,10 @@ void parse_train(const std::string& text, ModelBench& bench) {
 
 nlohmann::ordered_json rate_json(const std::optional<ModelBenchResult::Rate>& rate) {
   return rate ? nlohmann::ordered_json(rate->tokens_per_s) : nlohmann::ordered_json(nullptr);
+}
+
+nlohmann::ordered_json optional_json(double value) {  // 0: not measured
+  return value > 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
 }
 
 void print_rate(const char* name, const std::optional<ModelBenchResult::Rate>& rate,
@@ -81,6 +87,11 @@ int run(ModelBenchFlags flags) {
                 {"threads", ctx->threads()},
                 {"prefill_tokens_per_s", rate_json(r.prefill)},
                 {"decode_tokens_per_s", rate_json(r.decode)},
+                {"batch", bench.batch},
+                {"first_token_ms", optional_json(r.first_token_s * 1e3)},
+                {"steady_us_per_token", optional_json(r.steady_token_s * 1e6)},
+                {"decode_gb_per_s", optional_json(r.decode_gb_per_s)},
+                {"beyond_weights_bytes", r.beyond_weights_bytes},
                 {"train_tokens_per_s", rate_json(r.train)},
                 {"read_gb_per_s", r.read_gb_per_s},
                 {"gemm_gflop_per_s", r.gemm_gflop_per_s},
@@ -99,7 +110,21 @@ int run(ModelBenchFlags flags) {
                 ctx->engine().name, ctx->threads());
   write_stdout(line);
   print_rate("prefill", r.prefill, "the GEMM rate");
+  if (r.first_token_s > 0) {
+    std::snprintf(line, sizeof line, "          %10.3f ms to the first token\n",
+                  r.first_token_s * 1e3);
+    write_stdout(line);
+  }
+  if (r.steady_token_s > 0) {
+    std::snprintf(line, sizeof line, "          %10.3f us a token in the prompt's second half\n",
+                  r.steady_token_s * 1e6);
+    write_stdout(line);
+  }
   print_rate("decode", r.decode, "the read bandwidth");
+  if (r.decode) {
+    std::snprintf(line, sizeof line, "          %10.1f GB/s\n", r.decode_gb_per_s);
+    write_stdout(line);
+  }
   print_rate("training", r.train, "the GEMM rate");
   std::snprintf(line, sizeof line,
                 "machine   %.1f GB/s read, %.0f GFLOP/s %s GEMM\npeak      %.0f MiB resident\n",
@@ -107,8 +132,9 @@ int run(ModelBenchFlags flags) {
                 static_cast<double>(r.peak_bytes) / (1 << 20));
   write_stdout(line);
   if (r.device_bytes > 0) {
-    std::snprintf(line, sizeof line, "          %.2f GiB of the GPU\n",
-                  static_cast<double>(r.device_bytes) / (1 << 30));
+    std::snprintf(line, sizeof line, "          %.2f GiB of the GPU, %.2f of them beyond weights\n",
+                  static_cast<double>(r.device_bytes) / (1 << 30),
+                  static_cast<double>(r.beyond_weights_bytes) / (1 << 30));
     write_stdout(line);
   }
   return 0;
@@ -120,10 +146,13 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
   CLI::Option* const size = add_size(*command, flags->size);
   command->add_option("--config", flags->config, "Instead, the shape of the model in this folder")
       ->excludes(size);
-  command->add_option("--prompt", flags->bench.prompt, "Tokens to read at once; 0: leave out")
+  command->add_option("--batch", flags->bench.batch, "Sequences to read and write at once")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--prompt", flags->bench.prompt, "Tokens to read of each; 0: leave out")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
-  command->add_option("--gen", flags->bench.gen, "Tokens to write; 0: leave out")
+  command->add_option("--gen", flags->bench.gen, "Tokens to write of each; 0: leave out")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
   command->add_option("--train", flags->train,

@@ -13,9 +13,10 @@ struct ModelBench {
   Config config;
   DType dtype = DType::bf16;
   Quantization quantization = Quantization::none;  // in inference
-  int64_t prompt = 512, gen = 64;                  // tokens; 0: leave out
-  int64_t train_batch = 0, train_length = 0;       // sequences and their tokens; 0: leave out
-  Recompute recompute = Recompute::none;           // in training
+  int64_t batch = 1;                          // sequences that are read and written at once
+  int64_t prompt = 512, gen = 64;             // tokens of each; 0: leave out
+  int64_t train_batch = 0, train_length = 0;  // sequences and their tokens; 0: leave out
+  Recompute recompute = Recompute::none;      // in training
   int repeats = 3;
 };
 
@@ -26,9 +27,13 @@ struct ModelBenchResult {
     double tokens_per_s = 0, floor = 0;
   };
   std::optional<Rate> prefill, decode, train;
+  double first_token_s = 0;    // a prompt and the logits behind it; 0 where there is no prompt
+  double steady_token_s = 0;   // a prompt's token in its second half; 0: the prompt is short
+  double decode_gb_per_s = 0;  // weights and states, as far as they had to move
   double read_gb_per_s = 0, gemm_gflop_per_s = 0;  // measured in the same run
   int64_t peak_bytes = 0;                          // resident, without those measurements
   int64_t device_bytes = 0;                        // of a GPU's memory, with CUDA's own; 0 on a CPU
+  int64_t beyond_weights_bytes = 0;                // of these, for prompts and steps
 };
 
 ModelBenchResult bench_model(Context& ctx, const ModelBench& bench);

@@ -22,9 +22,9 @@ Model make_model(const Config& config, DType dtype) {
   return model;
 }
 
-Tensor allocate_parameter(Model& model, const ParameterInfo& info, DType dtype) {
+Tensor allocate_parameter(Model& model, const ParameterInfo& info, DType dtype, Memory& memory) {
   const size_t bytes = static_cast<size_t>(info.size()) * size_of(dtype);
-  const auto buffer = std::make_shared<Buffer>(bytes);
+  const auto buffer = std::make_shared<Buffer>(bytes, memory);
   model.storage.push_back(buffer);
   model.owned_bytes += static_cast<int64_t>(bytes);
   return info.view(buffer->data(), dtype);
@@ -46,6 +46,7 @@ Model copy_model(const Model& from, Memory& to) {
   model.weights = from.weights;
   model.file_dtype = from.file_dtype;
   const auto move = [&](Tensor& t) {
+    if (!t) return;
     const auto buffer = std::make_shared<Buffer>(t.bytes(), to);
     to.upload(buffer->data(), t.data, t.bytes());
     t.data = buffer->data();

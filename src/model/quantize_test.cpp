@@ -160,8 +160,8 @@ TEST(QuantizedModel, OnTheCpuAsInDouble) {
 TEST(QuantizedModel, InBf16AsFarFromTheOracleAsUnquantized) {
   Config config = make_config(300, 128, 4);
   const auto error = [&](Quantization quantization) {
-    const Model oracle = make_random_model(config, DType::f64, 3, quantization),
-                model = make_random_model(config, DType::bf16, 3, quantization);
+    const Model oracle = make_random_model(config, DType::f64, 3, host_memory(), quantization),
+                model = make_random_model(config, DType::bf16, 3, host_memory(), quantization);
     Context reference(reference_engine(), 1), ctx(cpu_engine(), 2);
     const Packed input = packed({random_tokens(40, config.vocab_size, 1)});
     return op_test::relative_rms(logits_of(ctx, model.weights, input.view(), nullptr),
@@ -172,7 +172,7 @@ TEST(QuantizedModel, InBf16AsFarFromTheOracleAsUnquantized) {
 
 TEST(QuantizedModel, IsNeitherTrainedNorSaved) {
   const Config config = make_config(30, 16, 2);
-  const Model model = make_random_model(config, DType::f32, 1, Quantization::int8);
+  const Model model = make_random_model(config, DType::f32, 1, host_memory(), Quantization::int8);
   Context ctx(cpu_engine(), 1);
   const Packed input = packed({random_tokens(9, 30, 1)});
   const OwnedTensor targets = tensor_of(random_tokens(9, 30, 2)), loss(DType::f32, {9});
@@ -208,7 +208,7 @@ TEST(QuantizedModelCuda, AsOnTheCpu) {
       for (const DType dtype : {DType::f32, DType::bf16}) {
         Config config = make_config(300, 128, 4);
         config.tie_embeddings = tied;
-        const Model model = make_random_model(config, dtype, 5, Quantization::int8),
+        const Model model = make_random_model(config, dtype, 5, host_memory(), Quantization::int8),
                     there = copy_model(model, gpu.memory());
         const std::vector<int32_t> tokens = random_tokens(200, 300, 1);
         const Packed input = packed({tokens});

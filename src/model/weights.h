@@ -51,8 +51,10 @@ Model load_model(const std::filesystem::path& folder, std::optional<DType> dtype
 Model copy_model(const Model& from, Memory& to);
 
 // Random weights of plausible size, quickly: for benchmarks. Not the initialization for training
-// (init.h).
+// (init.h). The same in every memory; matrices are made there, not copied to it, but for quantized
+// ones.
 Model make_random_model(const Config& config, DType dtype, uint64_t seed = 0,
+                        Memory& memory = host_memory(),
                         Quantization quantization = Quantization::none);
 
 // Writes config.json and model.safetensors (hf) or pytorch_model.bin (state-spaces). Matrices are

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <map>
 
@@ -215,6 +216,41 @@ TEST(Weights, RandomModelsRun) {
     const std::vector<double> A = to_double(model.weights.A);
     for (size_t i = 0; i < A.size(); ++i) EXPECT_NEAR(A[i], -static_cast<double>(i % 16 + 1), 1e-5);
   }
+}
+
+// Memory that the host may not touch except through Memory's functions.
+class FarMemory final : public Memory {
+ public:
+  bool on_host() const override { return false; }
+  void zero(void* to, size_t bytes) override { host_memory().zero(to, bytes); }
+  void upload(void* to, const void* host, size_t bytes) override { copy(to, host, bytes); }
+  void download(void* host, const void* from, size_t bytes) override { copy(host, from, bytes); }
+  void copy(void* to, const void* from, size_t bytes) override {
+    host_memory().copy(to, from, bytes);
+  }
+
+ private:
+  void* do_allocate(size_t bytes, size_t alignment) override {
+    return host_memory().allocate(bytes, alignment);
+  }
+  void do_deallocate(void* p, size_t bytes, size_t alignment) override {
+    host_memory().deallocate(p, bytes, alignment);
+  }
+  bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+};
+
+TEST(Weights, RandomModelsAreTheSameInEveryMemory) {
+  FarMemory far;
+  Config config = make_config(3000, 64, 2);  // an embedding longer than the pattern
+  config.tie_embeddings = false;
+  const Model here = make_random_model(config, DType::bf16, 5);
+  const Model there = make_random_model(config, DType::bf16, 5, far);
+  for (const ParameterInfo& p : parameter_table(config)) {
+    const Tensor &a = p.of(here.weights.parameters), &b = p.of(there.weights.parameters);
+    ASSERT_EQ(a.bytes(), b.bytes()) << p.name;
+    EXPECT_EQ(std::memcmp(a.data, b.data, a.bytes()), 0) << p.name;
+  }
+  EXPECT_EQ(to_double(there.weights.A), to_double(here.weights.A));
 }
 
 TEST(ParameterStore, DecayedFirstAlignedAndComplete) {

@@ -1,0 +1,151 @@
+#include "bench_inference.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "core/rng.h"
+#include "generate/decode_batch.h"
+#include "generate/generator.h"
+#include "ops/cuda_engine.h"
+
+namespace krait {
+namespace {
+
+// The same number of tokens of each sequence, sequence after sequence.
+struct Chunk {
+  OwnedTensor tokens, seq_start;
+};
+
+// Prompts cut along time into chunks of constant memory, as many tokens together as the generator
+// takes of one sequence.
+class Prompts {
+ public:
+  Prompts(Context& ctx, const Weights& w, const ModelBench& bench)
+      : ctx_(ctx), w_(w), sequences_(bench.batch), tokens_(bench.prompt) {
+    at_once_ = std::clamp<int64_t>(prefill_chunk(ctx.engine()) / sequences_, 1, tokens_);
+    hidden_ = OwnedTensor(w.dtype, {sequences_ * at_once_, w.config.d_model}, ctx.memory());
+    for (const int64_t length : {at_once_, tokens_ % at_once_}) {
+      const std::vector<int32_t> tokens = some_tokens(w.config, sequences_ * length);
+      std::vector<int32_t> start;
+      for (int64_t i = 0; i <= sequences_; ++i) start.push_back(static_cast<int32_t>(i * length));
+      chunks_.push_back({OwnedTensor(DType::i32, {sequences_ * length}, ctx.memory()),
+                         OwnedTensor(DType::i32, {sequences_ + 1}, ctx.memory())});
+      chunks_.back().tokens.upload(tokens.data());
+      chunks_.back().seq_start.upload(start.data());
+    }
+  }
+
+  int64_t chunks() const { return (tokens_ + at_once_ - 1) / at_once_; }
+  int64_t tokens_before(int64_t chunk) const { return std::min(tokens_, chunk * at_once_); }
+
+  void read(DecodeState& state, int64_t first_chunk, int64_t end_chunk) {
+    for (int64_t i = first_chunk; i < end_chunk; ++i) {
+      const Chunk& chunk = chunks_[tokens_before(i + 1) - tokens_before(i) == at_once_ ? 0 : 1];
+      forward(ctx_, w_, {.tokens = chunk.tokens, .seq_start = chunk.seq_start, .slot = {}}, &state,
+              hidden_->slice(0, 0, chunk.tokens->shape[0]));
+    }
+  }
+
+  // (sequences, d_model), rows strided: behind the last token of each.
+  Tensor last_hidden() const {
+    const int64_t length = tokens_ - tokens_before(chunks() - 1);
+    Tensor rows = hidden_->slice(0, length - 1, sequences_ * length);
+    rows.shape[0] = sequences_;
+    rows.stride[0] *= length;
+    return rows;
+  }
+
+ private:
+  Context& ctx_;
+  const Weights& w_;
+  int64_t sequences_, tokens_, at_once_;
+  std::vector<Chunk> chunks_;  // a whole one, and the last one
+  OwnedTensor hidden_;
+};
+
+void time_prompts(Context& ctx, const Weights& w, const ModelBench& bench, InferenceTimes& times) {
+  constexpr int64_t kSteadyChunks = 4;
+  DecodeState state(bench.config, bench.batch, DType::f32, ctx.memory());
+  const OwnedTensor out(DType::f32, {bench.batch, bench.config.vocab_size}, ctx.memory());
+  Prompts prompts(ctx, w, bench);
+  const int64_t chunks = prompts.chunks();
+  times.prefill = time_of(ctx, bench.repeats, [&] { prompts.read(state, 0, chunks); });
+  times.first_token = time_of(ctx, bench.repeats, [&] {
+    prompts.read(state, 0, chunks);
+    logits(ctx, w, prompts.last_hidden(), out);
+  });
+  if (chunks < kSteadyChunks) return;
+  const int64_t half = chunks / 2;
+  const double seconds = time_of(ctx, bench.repeats, [&] { prompts.read(state, half, chunks); });
+  times.steady_token =
+      seconds / static_cast<double>((bench.prompt - prompts.tokens_before(half)) * bench.batch);
+}
+
+// Greedy, as the generator writes: the host reads what was picked behind the engine.
+void time_steps(Context& ctx, const Weights& w, const ModelBench& bench, InferenceTimes& times) {
+  DecodeBatch batch(ctx, w);
+  batch.reserve(bench.batch, /*recent=*/1);
+  SamplingParams greedy;
+  greedy.temperature = 0;
+  const DecodeBatch::Sequence sequence = {
+      sampled_sequence(greedy, std::numeric_limits<int64_t>::max()), {}};
+  batch.start(std::vector(static_cast<size_t>(bench.batch), sequence), /*token=*/0,
+              /*rewinds=*/false);
+  times.decode = time_of(ctx, bench.repeats, [&] {
+    for (int64_t i = 0; i < bench.gen; ++i) {
+      if (batch.in_flight() == batch.max_in_flight()) batch.read_step();
+      batch.queue_step();
+    }
+    while (batch.in_flight() > 0) batch.read_step();
+  });
+}
+
+}  // namespace
+
+double seconds_of(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double time_of(Context& ctx, int repeats, const std::function<void()>& work) {
+  const bool host = ctx.memory().on_host();
+  const auto run = [&] {
+    work();
+    ctx.engine().synchronize(ctx);
+  };
+  for (int i = 0; i < (host ? 1 : 3); ++i) run();
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats; ++i) seconds.push_back(seconds_of(run));
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[host ? 0 : seconds.size() / 2];
+}
+
+int64_t device_bytes(const Context& ctx) {
+  if (ctx.memory().on_host()) return 0;
+  const GpuInfo gpu = list_gpus().at(0);
+  return gpu.total_bytes - gpu.free_bytes;
+}
+
+std::vector<int32_t> some_tokens(const Config& config, int64_t count) {
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  Rng rng(1);
+  for (int32_t& t : tokens)
+    t = static_cast<int32_t>(rng.below(static_cast<uint64_t>(config.vocab_size)));
+  return tokens;
+}
+
+InferenceTimes time_inference(Context& ctx, const ModelBench& bench) {
+  InferenceTimes times;
+  const Model model = make_random_model(bench.config, bench.dtype, /*seed=*/0, ctx.memory(),
+                                        bench.quantization);
+  const int64_t with_weights = device_bytes(ctx);
+  if (bench.prompt > 0) time_prompts(ctx, model.weights, bench, times);
+  if (bench.gen > 0) time_steps(ctx, model.weights, bench, times);
+  times.device_bytes = device_bytes(ctx);
+  times.beyond_weights = times.device_bytes - with_weights;
+  return times;
+}
+
+}  // namespace krait
