@@ -19,6 +19,9 @@ struct CausalConv1d {
   Tensor slot;   // (num_seqs)                      i32, distinct; none: sequence i uses slot i
   Tensor y;      // (tokens, d_inner)               T; rows may be strided
   bool silu = true;
+  // In _step: weight, bias, slot and state are not written by the op queued right before, so that
+  // an engine may read them before that one is done.
+  bool settled = false;
 };
 
 // _bwd reads op.x, op.weight, op.bias and op.state, which holds the INITIAL state (as it was before

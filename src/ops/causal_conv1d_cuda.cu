@@ -2,6 +2,7 @@
 // walks tokens with the last inputs in registers, so that every input is read once from memory (the
 // few tokens at a run's edge are read again, from L2).
 #include "ops/causal_conv1d_plan.h"
+#include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/partial_sums.cuh"
 #include "ops/cuda/sequences.cuh"
@@ -100,6 +101,16 @@ struct Taps {
       bias[i] = op.bias ? op.bias[channel + i] : 0.0f;
     }
   }
+  // d_conv 4, 16-byte aligned: a load for each channel.
+  __device__ Taps(const float* weights, const float* biases, int64_t channel) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const Floats<4> taps = load_vector<4>(weights + (channel + i) * 4);
+#pragma unroll
+      for (int k = 0; k < kConvTaps; ++k) weight[k][i] = taps[k];
+    }
+    bias = biases ? load_vector<V>(biases + channel) : constant<V>(0);
+  }
   // One order for every pass, so that whole = split = step by step, bit for bit. x[0] is the
   // oldest.
   __device__ float convolve(int i, float x0, float x1, float x2, float x3) const {
@@ -128,6 +139,8 @@ template <class T, int V>
 __global__ void __launch_bounds__(kConvThreads, kFwd<T>.blocks)
     causal_conv1d_fwd_runs(const Conv<T> op, const int run) {
   constexpr int kTogether = kFwd<T>.together;
+  wait_for_earlier_work();
+  let_next_start();
   const int64_t channel = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * V;
   const int64_t first = (int64_t{blockIdx.x} * blockDim.y + threadIdx.y) * run;
   if (channel >= op.d_inner || first >= op.tokens) return;
@@ -197,6 +210,8 @@ __global__ void __launch_bounds__(kConvThreads, kFwd<T>.blocks)
 // states.
 template <class T>
 __global__ void causal_conv1d_final_state(const Conv<T> op) {
+  wait_for_earlier_work();
+  let_next_start();
   const int64_t id = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (id >= op.num_seqs * op.d_inner) return;
   const int sequence = static_cast<int>(id / op.d_inner);
@@ -212,29 +227,51 @@ __global__ void causal_conv1d_final_state(const Conv<T> op) {
     if (i < rows) op.state[op.state_row(sequence, i) + channel] = last[i];
 }
 
-// Grid: a thread owns a channel of a sequence and moves its window on by one token.
-template <class T>
-__global__ void causal_conv1d_step_channels(const Conv<T> op) {
-  const int64_t id = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (id >= op.tokens * op.d_inner) return;
-  const int sequence = static_cast<int>(id / op.d_inner);
-  const int64_t channel = id % op.d_inner;
-  const Taps<1> taps(op, channel);
-  const int rows = op.d_conv - 1;
-  float* state = op.state + op.state_row(sequence, 0) + channel;
-  float x[kConvTaps];
+// Grid: x over groups of V channels, y over groups of kSequences sequences, a thread owns one of
+// each and moves the windows on by one token, all loads on their way together. Moves (d_conv - 1) x
+// 2 x 4 bytes of state and x and y for each channel of a sequence.
+template <class T, int V, int kSequences>
+__global__ void __launch_bounds__(kConvStepThreads)
+    causal_conv1d_step_channels(const Conv<T> op, const bool settled, const bool vector_taps) {
+  if (!settled) wait_for_earlier_work();
+  const int64_t channel = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V;
+  const bool there = channel < op.d_inner;
+  const Taps<V> taps = vector_taps ? Taps<V>(op.weight, op.bias, there ? channel : 0)
+                                   : Taps<V>(op, there ? channel : 0);
+  const int rows = op.d_conv - 1, first = static_cast<int>(blockIdx.y) * kSequences;
+  const int count = there ? min(kSequences, static_cast<int>(op.tokens) - first) : 0;
+  float* state[kSequences];
+  Floats<V> x[kSequences][kConvTaps];
 #pragma unroll
-  for (int i = 0; i < kBefore; ++i) {
-    const int row = i - (kBefore - rows);
-    x[i] = row >= 0 ? state[row * op.d_inner] : 0.0f;
+  for (int k = 0; k < kSequences; ++k) {
+    if (k >= count) continue;
+    state[k] = op.state + op.state_row(first + k, 0) + channel;
+#pragma unroll
+    for (int i = 0; i < kBefore; ++i) {
+      const int row = i - (kBefore - rows);
+      x[k][i] = row >= 0 ? load_vector<V>(state[k] + row * op.d_inner) : constant<V>(0);
+    }
   }
-  x[kBefore] = load_vector<1>(op.x + sequence * op.x_stride + channel)[0];
-  const float s = taps.convolve(0, x[0], x[1], x[2], x[3]);
-  store_vector(op.y + sequence * op.y_stride + channel, constant<1>(s * op.gate(s)));
+  if (settled) wait_for_earlier_work();
+  let_next_start();
 #pragma unroll
-  for (int i = 0; i < kBefore; ++i) {
-    const int row = i - (kBefore - rows);
-    if (row >= 0) state[row * op.d_inner] = x[i + 1];
+  for (int k = 0; k < kSequences; ++k)
+    if (k < count) x[k][kBefore] = load_vector<V>(op.x + (first + k) * op.x_stride + channel);
+#pragma unroll
+  for (int k = 0; k < kSequences; ++k) {
+    if (k >= count) continue;
+    Floats<V> y;
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      const float s = taps.convolve(i, x[k][0][i], x[k][1][i], x[k][2][i], x[k][3][i]);
+      y[i] = s * op.gate(s);
+    }
+    store_vector(op.y + (first + k) * op.y_stride + channel, y);
+#pragma unroll
+    for (int i = 0; i < kBefore; ++i) {
+      const int row = i - (kBefore - rows);
+      if (row >= 0) store_vector(state[k] + row * op.d_inner, x[k][i + 1]);
+    }
   }
 }
 
@@ -530,12 +567,12 @@ void causal_conv1d_fwd(Context& ctx, const CausalConv1d& op) {
         const dim3 grid(static_cast<unsigned>(plan.token_blocks),
                         static_cast<unsigned>(plan.channel_blocks));
         const dim3 block(static_cast<unsigned>(plan.columns), static_cast<unsigned>(plan.rows));
-        causal_conv1d_fwd_runs<T, vector><<<grid, block, 0, gpu.stream>>>(args, plan.run);
-        check_launch("causal_conv1d_fwd_runs");
+        launch_dependent(gpu, "causal_conv1d_fwd_runs", causal_conv1d_fwd_runs<T, vector>,
+                         {.grid = grid, .block = block}, args, plan.run);
         if (!args.state) return;
-        causal_conv1d_final_state<T>
-            <<<flat_blocks(args.num_seqs * args.d_inner), kConvThreads, 0, gpu.stream>>>(args);
-        check_launch("causal_conv1d_final_state");
+        launch_dependent(gpu, "causal_conv1d_final_state", causal_conv1d_final_state<T>,
+                         {.grid = flat_blocks(args.num_seqs * args.d_inner), .block = kConvThreads},
+                         args);
       });
 }
 
@@ -580,14 +617,26 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
 }
 
 void causal_conv1d_step(Context& ctx, const CausalConv1d& op) {
-  const State& gpu = state_of(ctx);
-  dispatch_f32_bf16(op.x.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    const Conv<T> args = arguments<T>(op);
-    causal_conv1d_step_channels<T>
-        <<<flat_blocks(args.tokens * args.d_inner), kConvThreads, 0, gpu.stream>>>(args);
-    check_launch("causal_conv1d_step_channels");
-  });
+  State& gpu = state_of(ctx);
+  const auto aligned = [](const Tensor& t) {
+    return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
+  };
+  const bool vector_taps = op.weight.shape[1] == 4 && aligned(op.weight) && aligned(op.bias);
+  dispatch<kConvStepVector, kConvStepVector>(
+      op.x.dtype, {&op.x, &op.y, &op.state}, [&](auto tag, auto vector) {
+        using T = typename decltype(tag)::type;
+        const Conv<T> args = arguments<T>(op);
+        const CausalConv1dStepPlan plan =
+            plan_causal_conv1d_step(args.tokens, args.d_inner, vector, gpu.multiprocessors);
+        const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(plan.channel_blocks),
+                                                static_cast<unsigned>(plan.sequence_blocks)),
+                                   .block = kConvStepThreads};
+        launch_dependent(gpu, "causal_conv1d_step_channels",
+                         plan.sequences == 1
+                             ? causal_conv1d_step_channels<T, vector, 1>
+                             : causal_conv1d_step_channels<T, vector, kConvStepSequences>,
+                         shape, args, op.settled, vector_taps);
+      });
 }
 
 }  // namespace krait::cuda

@@ -49,4 +49,25 @@ inline CausalConv1dPlan plan_causal_conv1d(int64_t tokens, int64_t d_inner, int 
   return plan;
 }
 
+inline constexpr int kConvStepThreads = 128, kConvStepVector = 4, kConvStepSequences = 4;
+
+// One token for each sequence: a thread has `vector` channels of `sequences` sequences.
+struct CausalConv1dStepPlan {
+  int sequences;                            // 1 or kConvStepSequences
+  int64_t channel_blocks, sequence_blocks;  // grid.x, grid.y
+};
+
+// Several sequences to a thread, which reads its weights once, where that leaves a block for each
+// multiprocessor.
+inline CausalConv1dStepPlan plan_causal_conv1d_step(int64_t num_seqs, int64_t d_inner, int vector,
+                                                    int multiprocessors) {
+  const auto blocks = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+  CausalConv1dStepPlan plan{.sequences = 1, .channel_blocks = 0, .sequence_blocks = 0};
+  plan.channel_blocks = blocks(d_inner, int64_t{vector} * kConvStepThreads);
+  const bool many = plan.channel_blocks * num_seqs >= int64_t{kConvStepSequences} * multiprocessors;
+  if (many || num_seqs > 65535) plan.sequences = kConvStepSequences;
+  plan.sequence_blocks = blocks(num_seqs, plan.sequences);
+  return plan;
+}
+
 }  // namespace krait::cuda

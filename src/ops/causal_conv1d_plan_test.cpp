@@ -33,5 +33,18 @@ TEST(CausalConv1dPlan, RunsAreLongWhereTheGpuIsFull) {
   EXPECT_EQ(plan_causal_conv1d(2048, 1536, 8, 2, 132).run, 8);
 }
 
+TEST(CausalConv1dPlan, StepCoversEveryChannelAndSequence) {
+  for (int64_t num_seqs : {1, 3, 128, 70000})
+    for (int64_t d_inner : {1, 511, 512, 4096})
+      for (int vector : {1, kConvStepVector}) {
+        const CausalConv1dStepPlan plan = plan_causal_conv1d_step(num_seqs, d_inner, vector, 132);
+        EXPECT_GE(plan.channel_blocks * vector * kConvStepThreads, d_inner);
+        EXPECT_GE(plan.sequence_blocks * plan.sequences, num_seqs);
+        EXPECT_LE(plan.sequence_blocks, 65535);
+      }
+  EXPECT_EQ(plan_causal_conv1d_step(128, 4096, 4, 132).sequences, kConvStepSequences);
+  EXPECT_EQ(plan_causal_conv1d_step(16, 1536, 4, 132).sequences, 1);
+}
+
 }  // namespace
 }  // namespace krait::cuda

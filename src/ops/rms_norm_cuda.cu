@@ -1,5 +1,6 @@
 // RMSNorm with the residual addition on a GPU: one pass over memory, a row in the registers of a
 // few threads.
+#include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/partial_sums.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector.cuh"
@@ -79,6 +80,8 @@ template <class T, class R>
 __global__ void __launch_bounds__(kRmsMaxThreads)
     rms_norm_fwd_rows(const Norm<T, R> op, const int row_threads) {
   constexpr int V = kRmsVector;
+  wait_for_earlier_work();
+  let_next_start();
   const int lane = threadIdx.x % row_threads;
   const int64_t token =
       int64_t{blockIdx.x} * (blockDim.x / row_threads) + threadIdx.x / row_threads;
@@ -305,8 +308,8 @@ void rms_norm_fwd(Context& ctx, const RmsNorm& op) {
                              .eps = op.eps};
     if (plan.in_registers) {
       const auto block = static_cast<unsigned>(plan.fwd.threads * plan.fwd.block_rows);
-      rms_norm_fwd_rows<T, R><<<grid, block, 0, gpu.stream>>>(args, plan.fwd.threads);
-      check_launch("rms_norm_fwd_rows");
+      launch_dependent(gpu, "rms_norm_fwd_rows", rms_norm_fwd_rows<T, R>,
+                       {.grid = grid, .block = block}, args, plan.fwd.threads);
     } else {
       rms_norm_fwd_general<T, R><<<grid, kRmsGeneralThreads, 0, gpu.stream>>>(args);
       check_launch("rms_norm_fwd_general");

@@ -25,6 +25,7 @@ struct State {
   // Ordered with the default stream, and so with Memory's transfers.
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
+  int compute_major = 0;              // of the compute capability
   size_t shared_bytes_per_block = 0;  // after opting in
   bool cooperative = false;           // kernels whose blocks are all resident can be launched
   struct Blas;                        // gemm.cpp
