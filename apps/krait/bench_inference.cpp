@@ -115,7 +115,8 @@ double time_of(Context& ctx, int repeats, const std::function<void()>& work) {
     work();
     ctx.engine().synchronize(ctx);
   };
-  for (int i = 0; i < (host ? 1 : 3); ++i) run();
+  double warming = 0;
+  for (int i = 0; i < (host ? 1 : 3) && warming < 1; ++i) warming += seconds_of(run);
   std::vector<double> seconds;
   for (int i = 0; i < repeats; ++i) seconds.push_back(seconds_of(run));
   std::sort(seconds.begin(), seconds.end());

@@ -23,7 +23,7 @@ InferenceTimes time_inference(Context& ctx, const ModelBench& bench);
 // What bench_model.cpp shares.
 double seconds_of(const std::function<void()>& work);
 // Of several runs after warming up: on a CPU the best, since others disturb it; on a GPU the
-// median, since its clock varies, after three runs (plans, recordings, clock).
+// median, since its clock varies, after three runs (plans, recordings, clock), or a second of them.
 double time_of(Context& ctx, int repeats, const std::function<void()>& work);
 int64_t device_bytes(const Context& ctx);  // of the GPU's memory that are taken; 0 on a CPU
 std::vector<int32_t> some_tokens(const Config& config, int64_t count);
