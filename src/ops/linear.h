@@ -15,6 +15,9 @@ struct Linear {
   // (out_features) f32: row o of the matrix is weight_scale[o] times weight's; with i8 only. The
   // sums are of weight's integers and are scaled once: y = weight_scale (x weight^T) + bias.
   Tensor weight_scale = {};
+  // weight is not written by the op queued right before, so that an engine may read it before that
+  // one is done.
+  bool settled = false;
 };
 
 struct LinearGrad {

@@ -79,6 +79,7 @@ void linear_fwd(Context& ctx, const Linear& op) {
   if (op.x.shape[0] == 0 || op.weight.size() == 0) return;
   if (op.weight.dtype == DType::i8) return fwd_int8(ctx, op);
   if (by_matvec(ctx, op)) return launch_matvec(ctx, op);
+  if (skinny_takes(state_of(ctx), op)) return launch_skinny(ctx, op);
   fwd_by_gemm(ctx, op);
 }
 

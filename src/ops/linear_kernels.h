@@ -13,6 +13,10 @@ inline bool aligned(const void* p, size_t bytes) {
 void launch_matvec(Context&, const Linear&);
 void launch_matvec_int8(Context&, const Linear&);  // with weights in 8 bits
 
+// The same for some shapes, where skinny_takes says so.
+bool skinny_takes(const State& gpu, const Linear&);
+void launch_skinny(Context&, const Linear&);
+
 // The same product for up to kMaxTokenBlocks * kMaxTokens rows by matrix instructions; a row's bits
 // depend on how many rows there are. Only what the plan takes, with x in bf16, and memory that
 // takes_int8_tiles says is aligned.

@@ -99,6 +99,24 @@ struct LinearInt8TilesPlan {
   }
 };
 
+// linear_skinny: kCluster blocks share the inputs of a tile of kTile rows and kTile outputs.
+struct LinearSkinnyPlan {
+  static constexpr int kTile = 32, kThreads = 128, kCluster = 8;
+  int64_t output_blocks = 0, row_blocks = 0;  // grid x and y
+
+  // Tens of rows, few outputs: where cuBLASLt has few tiles, and shares their sums in a second
+  // kernel. 128 rows, 4096 to 160: 6.5 us there.
+  static bool fits(int64_t rows, int64_t in_features, int64_t out_features) {
+    return rows > 8 && rows <= 256 && out_features <= 320 && in_features % 32 == 0 &&
+           in_features >= 1024 && in_features <= (int64_t{1} << 20);
+  }
+
+  static LinearSkinnyPlan make(int64_t rows, int64_t out_features) {
+    return {.output_blocks = (out_features + kTile - 1) / kTile * kCluster,
+            .row_blocks = (rows + kTile - 1) / kTile};
+  }
+};
+
 // linear_dbias: a block sums kColumns columns of rows_per_block rows, kLanes rows at a time; then
 // a second kernel sums the blocks' results.
 struct LinearDbiasPlan {

@@ -75,5 +75,19 @@ TEST(LinearPlan, BlocksCoverEveryRowOnce) {
     }
 }
 
+TEST(LinearPlan, SkinnyCoversEveryOutput) {
+  for (int64_t rows : {9, 32, 33, 256})
+    for (int64_t out : {1, 80, 160, 288}) {
+      ASSERT_TRUE(LinearSkinnyPlan::fits(rows, 4096, out));
+      const LinearSkinnyPlan plan = LinearSkinnyPlan::make(rows, out);
+      EXPECT_EQ(plan.output_blocks % LinearSkinnyPlan::kCluster, 0);
+      EXPECT_GE(plan.output_blocks / LinearSkinnyPlan::kCluster * LinearSkinnyPlan::kTile, out);
+      EXPECT_GE(plan.row_blocks * LinearSkinnyPlan::kTile, rows);
+    }
+  EXPECT_FALSE(LinearSkinnyPlan::fits(1, 4096, 160));
+  EXPECT_FALSE(LinearSkinnyPlan::fits(128, 4096, 2048));
+  EXPECT_FALSE(LinearSkinnyPlan::fits(128, 4100, 160));
+}
+
 }  // namespace
 }  // namespace krait
