@@ -78,10 +78,11 @@ SelectiveScan scan_op(const BlockArguments& block, const BlockActivations& a) {
           .saved = a.saved};
 }
 
-// From n to what the scan reads; without `products` xz and x_dbl are there already.
+// From n to what the scan reads; without `products` xz and x_dbl are there already, without `delta`
+// dt is not wanted.
 template <class Conv>
 void project(Context& ctx, const BlockArguments& block, const BlockActivations& a, Conv conv,
-             bool products = true) {
+             bool products = true, bool delta = true) {
   const LayerParameters& p = block.parameters;
   if (products)
     linear_fwd(ctx, {.x = a.n,
@@ -91,19 +92,21 @@ void project(Context& ctx, const BlockArguments& block, const BlockActivations& 
                      .weight_scale = p.in_proj_scale});
   conv(ctx, conv_op(block, a));
   if (products && a.x_dbl)
-    linear_fwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = a.x_dbl});
-  if (p.dt_proj)
+    linear_fwd(ctx, {.x = a.u,
+                     .weight = p.x_proj,
+                     .bias = {},
+                     .y = a.x_dbl,
+                     .weight_scale = {},
+                     .settled = true});
+  if (delta && p.dt_proj)
     linear_fwd(
         ctx,
         {.x = Projections(block.config, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = a.dt});
 }
 
-template <class Conv, class Scan>
-void run(Context& ctx, const BlockArguments& block, const BlockActivations& a, const Tensor& m,
-         Conv conv, Scan scan) {
+void project_output(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                    const Tensor& m) {
   const LayerParameters& p = block.parameters;
-  project(ctx, block, a, conv);
-  scan(ctx, scan_op(block, a));
   linear_fwd(ctx, {.x = a.y,
                    .weight = p.out_proj,
                    .bias = p.out_proj_bias,
@@ -156,12 +159,26 @@ BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype
 
 void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                    const Tensor& m) {
-  run(ctx, block, a, m, causal_conv1d_fwd, selective_scan_fwd);
+  project(ctx, block, a, causal_conv1d_fwd);
+  selective_scan_fwd(ctx, scan_op(block, a));
+  project_output(ctx, block, a, m);
 }
 
 void block_step(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                 const Tensor& m) {
-  run(ctx, block, a, m, causal_conv1d_step, selective_scan_step);
+  const auto conv_step = [](Context& c, CausalConv1d op) {
+    op.settled = true;  // in_proj's product comes before it
+    causal_conv1d_step(c, op);
+  };
+  project(ctx, block, a, conv_step, /*products=*/true, /*delta=*/false);
+  SelectiveScan scan = scan_op(block, a);
+  if (block.parameters.dt_proj) {
+    scan.dt = Projections(block.config, a.x_dbl).dt;
+    scan.dt_proj = block.parameters.dt_proj;
+    scan.settled = true;  // x_proj's product comes before it
+  }
+  selective_scan_step(ctx, scan);
+  project_output(ctx, block, a, m);
 }
 
 void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a,

@@ -44,6 +44,13 @@ struct Engine {
   double (*read_bandwidth)(Context&);
   double (*exp_rate)(Context&);
 
+  // Whether selective_scan_step takes this op with its dt_proj; null: never, the product comes
+  // before it.
+  bool (*scan_step_projects)(Context&, const SelectiveScan&) = nullptr;
+  // Whether the engine has its own way for a step of this shape (decoder_step.h); null: never.
+  bool (*takes_decoder_step)(Context&, const DecoderStep&) = nullptr;
+  void (*decoder_step)(Context&, const DecoderStep&) = nullptr;
+
   void (*embedding_fwd)(Context&, const Embedding&);
   void (*embedding_bwd)(Context&, const Embedding&, const EmbeddingGrad&);
   void (*rms_norm_fwd)(Context&, const RmsNorm&);
@@ -67,9 +74,6 @@ struct Engine {
   void (*add_product)(Context&, const Tensor&, const Tensor&, const Tensor&);
   void (*sum_elements)(Context&, const Tensor&, const Tensor&);
   void (*sample_tokens)(Context&, const TokenSampling&);
-  // Whether this engine has its own way for a step of this shape (decoder_step.h); null: never.
-  bool (*takes_decoder_step)(Context&, const DecoderStep&) = nullptr;
-  void (*decoder_step)(Context&, const DecoderStep&) = nullptr;
 };
 
 // The specification: scalar code in the inputs' precision or, with f64 tensors, wholly in double.
@@ -117,6 +121,7 @@ namespace cuda {  // in a module of its own: cuda_engine.h
 KRAIT_DECLARE_ENGINE_OPS
 double read_bandwidth(Context&);
 double exp_rate(Context&);
+bool scan_step_projects(Context&, const SelectiveScan&);
 void synchronize(Context&);
 void mark(Context&, std::shared_ptr<void>&);
 void wait(Context&, const std::shared_ptr<void>&);

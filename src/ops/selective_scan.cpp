@@ -2,6 +2,7 @@
 
 #include "ops/check.h"
 #include "ops/engine.h"
+#include "ops/linear.h"
 
 namespace krait {
 namespace {
@@ -18,7 +19,9 @@ Shape check_inputs(const SelectiveScan& op) {
   KRAIT_CHECK(s.d_state >= 1 && s.d_state <= kMaxDState, "d_state is " + std::to_string(s.d_state));
   KRAIT_CHECK(s.n_groups >= 1 && s.d_inner % s.n_groups == 0, "n_groups does not divide d_inner");
   check_tensor(op.C, "C", type, {s.tokens, s.n_groups, s.d_state});
-  check_tensor(op.dt, "dt", type, {s.tokens, s.d_inner});
+  check_tensor(op.dt, "dt", type, {s.tokens, op.dt_proj ? op.dt_proj.shape[1] : s.d_inner});
+  check_optional(op.dt_proj, "dt_proj", type, {s.d_inner, -1});
+  KRAIT_CHECK(!op.dt_proj || op.dt_proj.contiguous());
   check_tensor(op.A, "A", full, {s.d_inner, s.d_state});
   KRAIT_CHECK(op.A.contiguous());
   check_optional(op.D, "D", full, {s.d_inner});
@@ -56,6 +59,7 @@ int64_t selective_scan_saved_size(const Context& ctx, int64_t tokens, int64_t d_
 
 void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
   const Shape s = check_inputs(op);
+  KRAIT_CHECK(!op.dt_proj);
   check_tensor(op.y, "y", op.u.dtype, {s.tokens, s.d_inner});
   check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
   check_saved(ctx, op, s);
@@ -65,6 +69,7 @@ void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
 void selective_scan_bwd(Context& ctx, const SelectiveScan& op, const SelectiveScanGrad& grad) {
   const Shape s = check_inputs(op);
   const DType type = op.u.dtype, full = full_precision(op.u);
+  KRAIT_CHECK(!op.dt_proj);
   check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
   check_saved(ctx, op, s);
   check_tensor(grad.dy, "dy", type, {s.tokens, s.d_inner});
@@ -89,7 +94,16 @@ void selective_scan_step(Context& ctx, const SelectiveScan& op) {
   KRAIT_CHECK(op.state && !op.seq_start && !op.saved);
   check_tensor(op.y, "y", op.u.dtype, {s.tokens, s.d_inner});
   check_slots(ctx, op.slot, op.state, s.tokens);
-  if (s.tokens > 0) ctx.engine().selective_scan_step(ctx, op);
+  if (s.tokens == 0) return;
+  const Engine& engine = ctx.engine();
+  if (!op.dt_proj || (engine.scan_step_projects && engine.scan_step_projects(ctx, op)))
+    return engine.selective_scan_step(ctx, op);
+  const Arena::Scope scope(ctx.workspace());
+  SelectiveScan projected = op;
+  projected.dt = ctx.workspace().tensor(op.u.dtype, {s.tokens, s.d_inner});
+  projected.dt_proj = {};
+  linear_fwd(ctx, {.x = op.dt, .weight = op.dt_proj, .bias = {}, .y = projected.dt});
+  engine.selective_scan_step(ctx, projected);
 }
 
 }  // namespace krait

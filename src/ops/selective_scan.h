@@ -28,6 +28,12 @@ struct SelectiveScan {
   Tensor y;      // (tokens, d_inner)            T
   Tensor saved;  // (selective_scan_saved_size)  f32, opaque: states at chunk starts, for _bwd of
                  // the same engine; none: not kept
+  // (d_inner, dt_rank)  T, in _step only: dt is then (tokens, dt_rank), and T(dt dt_proj^T) takes
+  // its place, the sums in f32.
+  Tensor dt_proj = {};
+  // In _step: A, D, dt_bias, dt_proj, slot and state are not written by the op queued right before,
+  // so that an engine may read them before that one is done.
+  bool settled = false;
 };
 
 // _bwd reads the inputs of the op, op.saved when it is there (else it scans once more), and

@@ -65,4 +65,18 @@ struct ScanStepPlan {
 
 ScanStepPlan plan_selective_scan_step(const ScanShape&, int multiprocessors);
 
+// The same with dt_proj inside: a block has kProjectedChannels channels of `sequences` sequences,
+// four lanes to a channel of kProjectedStates states.
+inline constexpr int kProjectedChannels = 32, kProjectedStates = 16;
+inline constexpr int kProjectedMaxRank = 256;
+inline constexpr int kProjectedFewSequences = 8, kProjectedManySequences = 32;
+struct ScanStepProjectedPlan {
+  int sequences;                            // one of the two
+  int64_t channel_blocks, sequence_blocks;  // grid.x, grid.y
+};
+
+// dt_rank, d_inner, d_state: whether there is such a kernel.
+bool scan_step_projects_shape(const ScanShape&, int64_t dt_rank);
+ScanStepProjectedPlan plan_selective_scan_step_projected(const ScanShape&, int multiprocessors);
+
 }  // namespace krait::cuda

@@ -6,6 +6,7 @@
 #include "ops/cuda/vector_access.h"
 #include "ops/engine.h"
 #include "ops/selective_scan_plan.h"
+#include "ops/selective_scan_step_projected.h"
 
 namespace krait::cuda {
 namespace {
@@ -105,6 +106,7 @@ __global__ void __launch_bounds__(kStepThreads)
 }  // namespace
 
 void selective_scan_step(Context& ctx, const SelectiveScan& op) {
+  if (op.dt_proj) return launch_selective_scan_step_projected(ctx, op);
   const ScanStepPlan plan = plan_selective_scan_step({.tokens = op.u.shape[0],
                                                       .num_seqs = op.u.shape[0],
                                                       .d_inner = op.u.shape[1],

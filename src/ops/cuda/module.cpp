@@ -60,13 +60,12 @@ const Engine& engine() {
     if (gpu_count() == 0) throw Error("no GPU", "device cuda", "an NVIDIA GPU", "none");
     const GpuInfo gpu = info_of(0);
     if (!gpu.problem.empty()) throw Error("cannot use the GPU", gpu.name, "", gpu.problem);
-    Engine e KRAIT_ENGINE_TABLE(
+    return Engine KRAIT_ENGINE_TABLE(
         cuda, .memory = device_memory, .transfer_memory = pinned_memory, .scan_chunk = kScanChunk,
         .synchronize = synchronize, .mark = mark, .wait = wait, .record = record, .replay = replay,
-        .read_bandwidth = read_bandwidth, .exp_rate = exp_rate);
-    e.takes_decoder_step = takes_decoder_step;
-    e.decoder_step = decoder_step;
-    return e;
+        .read_bandwidth = read_bandwidth, .exp_rate = exp_rate,
+        .scan_step_projects = scan_step_projects, .takes_decoder_step = takes_decoder_step,
+        .decoder_step = decoder_step);
   }();
   return table;
 }

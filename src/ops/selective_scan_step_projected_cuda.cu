@@ -1,0 +1,245 @@
+// Selective scan on the GPU, one token for each sequence, with dt_proj: the kernel for many
+// sequences. Its product costs little beside reading and writing the state, and a launch less.
+#include "ops/cuda/async_copy.cuh"
+#include "ops/cuda/dependent_launch.cuh"
+#include "ops/cuda/math.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/vector.cuh"
+#include "ops/cuda/vector_access.h"
+#include "ops/engine.h"
+#include "ops/selective_scan_plan.h"
+#include "ops/selective_scan_step_projected.h"
+
+namespace krait::cuda {
+namespace {
+
+constexpr int kChannels = kProjectedChannels, kStates = kProjectedStates, kLanes = 4;
+constexpr int kThreads = kChannels * kLanes, kWarp = 32;
+constexpr int kItem = 8;  // neighbouring channels of a sequence: 16 bytes of u, z or y
+constexpr int kItems = kChannels / kItem;
+constexpr int kSkew = 8;  // elements behind a row, so that rows start in different banks
+
+struct Args {
+  const bf16 *u, *dt, *z, *B, *C, *dt_proj;  // z: null without a gate
+  bf16* y;
+  int64_t u_row, dt_row, z_row, B_row, C_row, y_row;  // in elements
+  const float *A, *D, *dt_bias;                       // D, dt_bias: null when none
+  float* state;
+  const int32_t* slot;  // null: sequence i has slot i
+  int num_seqs, d_inner, dt_rank;
+  bool settled;
+};
+
+// kSequences sequences of kChannels channels; behind it rows of dt_proj and dt, kSkew longer than
+// dt_rank.
+template <int kSequences, int kRing>
+struct Shared {
+  float ring[kRing][kThreads][4];
+  float delta[kSequences][kChannels];  // first T(dt), then delta, then y's sum over states
+  float delta_u[kSequences][kChannels];
+  float BC[kSequences][2 * kStates];
+  int slot[kSequences];
+};
+
+// delta[s][c] = sum over r of dt_proj[c][r] dt[s][r], rounded to bf16. A warp takes every fourth
+// tile of 16 channels and 8 sequences.
+template <int kSequences, int kRing>
+__device__ void project_dt(Shared<kSequences, kRing>& shared, const bf16* weight, const bf16* dt,
+                           int dt_rank) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, q = static_cast<int>(threadIdx.x) % 4;
+  const int row = dt_rank + kSkew;
+  for (int tile = warp; tile < kChannels / 16 * kSequences / 8; tile += kThreads / kWarp) {
+    const int c = tile % (kChannels / 16) * 16, s = tile / (kChannels / 16) * 8;
+    const bf16* a = weight + (c + g) * row + 2 * q;
+    const bf16* b = dt + (s + g) * row + 2 * q;
+    const auto pair = [](const bf16* p) { return *reinterpret_cast<const uint32_t*>(p); };
+    float d[4] = {};
+    for (int k = 0; k < dt_rank; k += 16)
+      mma_bf16(d, pair(a + k), pair(a + k + 8 * row), pair(a + k + 8), pair(a + k + 8 * row + 8),
+               pair(b + k), pair(b + k + 8));
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      shared.delta[s + 2 * q + i % 2][c + g + i / 2 * 8] =
+          __bfloat162float(__float2bfloat16_rn(d[i]));
+  }
+}
+
+// Grid: x over blocks of kChannels channels, y over groups of kSequences sequences. Four
+// neighbouring threads share a channel, each has four of its states, so that a warp's accesses to
+// the state are 512 contiguous bytes. On chip: rows of dt_proj and of dt (bf16), delta, delta u, B
+// and C (f32); a ring of each thread's states of the next kRing sequences, on their way from the
+// kernel's beginning on, so that memory is busy while delta is computed. Moves 2 x 4 bytes for each
+// (sequence, channel, state). Barriers: dt_proj and dt are there; dt's product is; delta is; y's
+// sums are. Numerics: dt summed in f32 by tensor cores in an order that dt_rank alone decides, then
+// as selective_scan_step_rows: the same bits from the same dt.
+template <int kSequences, int kRing>
+__global__ void __launch_bounds__(kThreads, 4)
+    selective_scan_step_projected(const __grid_constant__ Args a) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<kSequences, kRing>*>(memory);
+  const int row = a.dt_rank + kSkew, thread = static_cast<int>(threadIdx.x);
+  bf16* const weight = reinterpret_cast<bf16*>(memory + sizeof shared);
+  bf16* const dt = weight + kChannels * row;
+  const int c0 = static_cast<int>(blockIdx.x) * kChannels;
+  const int s0 = static_cast<int>(blockIdx.y) * kSequences;
+  const int count = min(kSequences, a.num_seqs - s0);
+  if (!a.settled) wait_for_earlier_work();
+
+  const int pieces = a.dt_rank / 8;  // of 16 bytes
+  for (int i = thread; i < kChannels * pieces; i += kThreads)
+    copy_async<16>(shared_address(weight + i / pieces * row + i % pieces * 8),
+                   a.dt_proj + int64_t{c0} * a.dt_rank + i * 8);
+  end_copies();
+  const int c = c0 + thread / kLanes, n = thread % kLanes * 4;
+  const auto slot_of = [&](int s) { return a.slot ? a.slot[s0 + s] : s0 + s; };
+  const auto state_at = [&](int64_t slot) {
+    return a.state + (slot * a.d_inner + c) * kStates + n;
+  };
+  const uint32_t ring = shared_address(shared.ring[0][thread]);
+  constexpr uint32_t kRingRow = sizeof shared.ring[0];
+#pragma unroll
+  for (int k = 0; k < kRing; ++k) {
+    if (k < count) copy_async<16>(ring + k * kRingRow, state_at(slot_of(k)));
+    end_copies();
+  }
+  if (thread < count) shared.slot[thread] = slot_of(thread);
+  const Floats<4> A = load_vector<4>(a.A + int64_t{c} * kStates + n);
+  if (a.settled) wait_for_earlier_work();
+  let_next_start();
+
+  for (int i = thread; i < count * pieces; i += kThreads)
+    *reinterpret_cast<uint4*>(dt + i / pieces * row + i % pieces * 8) =
+        *reinterpret_cast<const uint4*>(a.dt + (s0 + i / pieces) * a.dt_row + i % pieces * 8);
+  const int item_s = thread / kItems, item_c = thread % kItems * kItem;
+  const bool item = item_s < count;
+  Packed<bf16, kItem> u{}, z{};
+  if (item) {
+    u = load_packed<kItem>(a.u + (s0 + item_s) * a.u_row + c0 + item_c);
+    if (a.z) z = load_packed<kItem>(a.z + (s0 + item_s) * a.z_row + c0 + item_c);
+  }
+  for (int i = thread; i < count * 4; i += kThreads) {  // eight of B or C at a time
+    const int s = i / 4, part = i % 4 % 2 * 8;
+    const bf16* from = i % 4 < 2 ? a.B + (s0 + s) * a.B_row : a.C + (s0 + s) * a.C_row;
+    store_vector(shared.BC[s] + i % 4 * 8, load_vector<8>(from + part));
+  }
+  wait_for_copies<kRing>();  // dt_proj
+  __syncthreads();
+  project_dt(shared, weight, dt, a.dt_rank);
+  __syncthreads();
+  if (item) {
+    const Floats<kItem> in = unpack(u);
+#pragma unroll
+    for (int i = 0; i < kItem; ++i) {
+      float& at = shared.delta[item_s][item_c + i];
+      at = softplus(at + (a.dt_bias ? a.dt_bias[c0 + item_c + i] : 0.f));
+      shared.delta_u[item_s][item_c + i] = at * in[i];
+    }
+  }
+  __syncthreads();
+
+#pragma unroll 4
+  for (int s = 0, place = 0; s < count; ++s, place = place + 1 == kRing ? 0 : place + 1) {
+    wait_for_copies<kRing - 1>();
+    Floats<4> h = unpack(load_copied<float, 4>(ring + place * kRingRow));
+    const float step = shared.delta[s][thread / kLanes], du = shared.delta_u[s][thread / kLanes];
+    const Floats<4> B = load_vector<4>(shared.BC[s] + n);
+    const Floats<4> C = load_vector<4>(shared.BC[s] + kStates + n);
+    float y = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      h[i] = fmaf(exp2_approx(step * (A[i] * kLog2E)), h[i], du * B[i]);
+      y = fmaf(C[i], h[i], y);
+    }
+    __stcs(reinterpret_cast<float4*>(state_at(shared.slot[s])),
+           make_float4(h[0], h[1], h[2], h[3]));
+    if (s + kRing < count)
+      copy_async<16>(ring + place * kRingRow, state_at(shared.slot[s + kRing]));
+    end_copies();
+#pragma unroll
+    for (int d = kLanes / 2; d > 0; d /= 2) y += __shfl_xor_sync(~0u, y, d);
+    if (n == 0) shared.delta[s][thread / kLanes] = y;
+  }
+  __syncthreads();
+  if (!item) return;
+  const Floats<kItem> in = unpack(u), gate = unpack(z);
+  Floats<kItem> out;
+#pragma unroll
+  for (int i = 0; i < kItem; ++i) {
+    const float D = a.D ? a.D[c0 + item_c + i] : 0.f;
+    const float sum = fmaf(D, in[i], shared.delta[item_s][item_c + i]);
+    out[i] = a.z ? sum * silu(gate[i]) : sum;
+  }
+  store_vector(a.y + (s0 + item_s) * a.y_row + c0 + item_c, out);
+}
+
+ScanShape shape_of(const SelectiveScan& op) {
+  return {.tokens = op.u.shape[0],
+          .num_seqs = op.u.shape[0],
+          .d_inner = op.u.shape[1],
+          .d_state = op.A.shape[1],
+          .n_groups = op.B.shape[1]};
+}
+
+template <int kSequences, int kRing>
+void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
+  const auto kernel = selective_scan_step_projected<kSequences, kRing>;
+  const auto shared_bytes = [](int64_t dt_rank) {
+    return sizeof(Shared<kSequences, kRing>) +
+           (kChannels + kSequences) * static_cast<size_t>(dt_rank + kSkew) * sizeof(bf16);
+  };
+  static_assert(sizeof(Shared<kSequences, kRing>) < 48 * 1024);
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(shared_bytes(kProjectedMaxRank)));
+  check(raised, "preparing selective_scan_step_projected");
+  const dim3 grid(static_cast<unsigned>(plan.channel_blocks),
+                  static_cast<unsigned>(plan.sequence_blocks));
+  launch_dependent(state_of(ctx), "selective_scan_step_projected", kernel,
+                   {.grid = grid, .block = kThreads, .shared_bytes = shared_bytes(a.dt_rank)}, a);
+}
+
+}  // namespace
+
+bool scan_step_projects(Context&, const SelectiveScan& op) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  return op.u.dtype == DType::bf16 && scan_step_projects_shape(shape_of(op), op.dt.shape[1]) &&
+         vector_rows(op.u, kItem) && vector_rows(op.dt, 8) && vector_rows(op.z, kItem) &&
+         vector_rows(op.B, 8) && vector_rows(op.C, 8) && vector_rows(op.y, kItem) &&
+         aligned(op.A.data) && aligned(op.state.data) && aligned(op.dt_proj.data);
+}
+
+void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op) {
+  const ScanStepProjectedPlan plan =
+      plan_selective_scan_step_projected(shape_of(op), state_of(ctx).multiprocessors);
+  const auto row = [](const Tensor& t) { return t ? t.stride[0] : 0; };
+  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
+  const Args a = {.u = op.u.ptr<bf16>(),
+                  .dt = op.dt.ptr<bf16>(),
+                  .z = op.z ? op.z.ptr<bf16>() : nullptr,
+                  .B = op.B.ptr<bf16>(),
+                  .C = op.C.ptr<bf16>(),
+                  .dt_proj = op.dt_proj.ptr<bf16>(),
+                  .y = op.y.ptr<bf16>(),
+                  .u_row = row(op.u),
+                  .dt_row = row(op.dt),
+                  .z_row = row(op.z),
+                  .B_row = row(op.B),
+                  .C_row = row(op.C),
+                  .y_row = row(op.y),
+                  .A = f32(op.A),
+                  .D = f32(op.D),
+                  .dt_bias = f32(op.dt_bias),
+                  .state = f32(op.state),
+                  .slot = op.slot ? op.slot.ptr<int32_t>() : nullptr,
+                  .num_seqs = static_cast<int>(op.u.shape[0]),
+                  .d_inner = static_cast<int>(op.u.shape[1]),
+                  .dt_rank = static_cast<int>(op.dt.shape[1]),
+                  .settled = op.settled};
+  if (plan.sequences == kProjectedManySequences)
+    launch<kProjectedManySequences, 12>(ctx, plan, a);  // what four blocks have room for
+  else
+    launch<kProjectedFewSequences, kProjectedFewSequences>(ctx, plan, a);
+}
+
+}  // namespace krait::cuda

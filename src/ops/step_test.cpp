@@ -1,0 +1,267 @@
+// Steps of many sequences at once: kernels of their own on a GPU.
+#include "ops/causal_conv1d.h"
+#include "ops/linear.h"
+#include "ops/op_test.h"
+#include "ops/selective_scan.h"
+
+namespace krait {
+namespace {
+
+using op_test::bitwise_equal;
+using op_test::close;
+using op_test::TestTensor;
+
+// Whole numbers / 8, of which sums are exact in f32 in any order.
+void eighths(TestTensor& t, Rng& rng, int most) {
+  std::vector<double> values(static_cast<size_t>(t.view().size()));
+  for (double& x : values)
+    x = (static_cast<double>(rng.below(static_cast<uint64_t>(2 * most + 1))) - most) / 8;
+  t.values(values);
+}
+
+struct Case {
+  int64_t num_seqs, d_inner, dt_rank, d_state = 16;
+  bool z = true, D = true, dt_bias = true;
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.num_seqs << " sequences, d_inner " << c.d_inner << ", dt_rank " << c.dt_rank
+             << ", d_state " << c.d_state << (c.z ? "" : ", no z") << (c.D ? "" : ", no D")
+             << (c.dt_bias ? "" : ", no bias");
+}
+
+// Around the groups of sequences (8, 16, 32), the channels (32) and the rank's steps (16) of the
+// GPU's kernel with the product inside, and shapes that it does not take.
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      {.num_seqs = 1, .d_inner = 32, .dt_rank = 16},
+      {.num_seqs = 7, .d_inner = 64, .dt_rank = 48},
+      {.num_seqs = 9, .d_inner = 96, .dt_rank = 128, .z = false},
+      {.num_seqs = 33, .d_inner = 160, .dt_rank = 256, .D = false},
+      {.num_seqs = 70, .d_inner = 1024, .dt_rank = 64, .dt_bias = false},
+      {.num_seqs = 257, .d_inner = 544, .dt_rank = 96},
+      {.num_seqs = 128, .d_inner = 4096, .dt_rank = 128},
+      {.num_seqs = 5, .d_inner = 40, .dt_rank = 16},
+      {.num_seqs = 5, .d_inner = 64, .dt_rank = 20},
+      {.num_seqs = 5, .d_inner = 64, .dt_rank = 16, .d_state = 8},
+  };
+  return all;
+}
+
+// A step with dt_proj. Slots run backwards, with others between them.
+struct Step {
+  DType type, full;
+  int64_t slots;
+  TestTensor u, x_dbl, dt_proj, A, D, dt_bias, z, slot, state, y;
+  SelectiveScan op;
+  std::vector<double> initial;
+
+  Step(const Case& c, DType t)
+      : type(t),
+        full(t == DType::f64 ? DType::f64 : DType::f32),
+        slots(2 * c.num_seqs + 1),
+        u(t, {c.num_seqs, c.d_inner}),
+        x_dbl(t, {c.num_seqs, 1, c.dt_rank + 2 * c.d_state}),
+        dt_proj(t, {c.d_inner, c.dt_rank}),
+        A(full, {c.d_inner, c.d_state}),
+        D(full, {c.d_inner}),
+        dt_bias(full, {c.d_inner}),
+        z(t, {c.num_seqs, c.d_inner}, 2 * c.d_inner),
+        slot(DType::i32, {c.num_seqs}),
+        state(full, {slots, c.d_inner, c.d_state}),
+        y(t, {c.num_seqs, c.d_inner}, 2 * c.d_inner) {
+    Rng rng(5);
+    u.normal(rng);
+    eighths(x_dbl, rng, 16);
+    eighths(dt_proj, rng, 3);
+    A.uniform(rng, -8, -0.2);
+    D.normal(rng);
+    dt_bias.uniform(rng, -5, -1);
+    z.normal(rng);
+    state.normal(rng);
+    std::vector<double> places;
+    for (int64_t s = 0; s < c.num_seqs; ++s)
+      places.push_back(static_cast<double>(slots - 2 - 2 * s));
+    slot.values(places);
+    initial = state.to_double();
+    const int64_t r = c.dt_rank, n = c.d_state;
+    const Tensor rows = x_dbl;
+    Tensor dt = rows.slice(2, 0, r);
+    dt.rank = 2, dt.shape[1] = r, dt.stride[1] = 1;
+    op = {.u = u,
+          .dt = dt,
+          .A = A,
+          .B = rows.slice(2, r, r + n),
+          .C = rows.slice(2, r + n, r + 2 * n),
+          .D = c.D ? D.view() : Tensor(),
+          .dt_bias = c.dt_bias ? dt_bias.view() : Tensor(),
+          .z = c.z ? z.view() : Tensor(),
+          .seq_start = {},
+          .state = state,
+          .slot = slot,
+          .y = y,
+          .saved = {},
+          .dt_proj = dt_proj};
+  }
+  bool guards_intact() const { return y.guards_intact() && state.guards_intact(); }
+};
+
+// The product by itself, then the step: the same bits, for dt's sums are exact.
+void expect_composition(Context& ctx, const Case& c, DType type, bool settled) {
+  Step whole(c, type), parts(c, type);
+  whole.op.settled = settled;
+  selective_scan_step(ctx, whole.op);
+  const TestTensor dt(type, {c.num_seqs, c.d_inner});
+  linear_fwd(ctx, {.x = parts.op.dt, .weight = parts.dt_proj, .bias = {}, .y = dt});
+  parts.op.dt = dt;
+  parts.op.dt_proj = {};
+  selective_scan_step(ctx, parts.op);
+  EXPECT_EQ(whole.y.to_double(), parts.y.to_double()) << c << " " << name_of(type);
+  EXPECT_EQ(whole.state.to_double(), parts.state.to_double()) << c << " " << name_of(type);
+  EXPECT_TRUE(whole.guards_intact());
+}
+
+// most: channels of all sequences together.
+void expect_compositions(Context& ctx, std::initializer_list<DType> types, int64_t most) {
+  for (const Case& c : cases())
+    if (c.num_seqs * c.d_inner <= most)
+      for (const DType type : types)
+        for (const bool settled : {false, true}) expect_composition(ctx, c, type, settled);
+}
+
+TEST(ScanStep, WithItsProductIsTheComposition) {
+  Context reference(reference_engine(), 1), cpu(cpu_engine(), 2);
+  expect_compositions(reference, {DType::f64}, 1 << 10);
+  expect_compositions(cpu, {DType::f32, DType::bf16}, 1 << 13);
+}
+
+TEST(ScanStepCuda, WithItsProductIsTheComposition) {
+  op_test::on_cuda([](Context& ctx) {
+    expect_compositions(ctx, {DType::f32, DType::bf16}, 1 << 18);
+  });
+}
+
+TEST(ScanStepCuda, MatchesTheReference) {
+  op_test::on_cuda([](Context& ctx) {
+    Context reference(reference_engine(), 1);
+    const Case c = {.num_seqs = 70, .d_inner = 1024, .dt_rank = 64};
+    Step actual(c, DType::bf16), expected(c, DType::bf16);
+    selective_scan_step(ctx, actual.op);
+    selective_scan_step(reference, expected.op);
+    EXPECT_TRUE(close(actual.state, expected.state.to_double(), 3e-6));
+    EXPECT_TRUE(close(actual.y, expected.y.to_double(), 1e-3));  // roundings to bf16 that differ
+  });
+}
+
+// Some of the sequences alone, with their slots.
+TEST(ScanStepCuda, ASequencesBitsDoNotDependOnTheOthers) {
+  op_test::on_cuda([](Context& ctx) {
+    const Case c = {.num_seqs = 70, .d_inner = 1024, .dt_rank = 64};
+    Step all(c, DType::bf16), some(c, DType::bf16);
+    for (Step* s : {&all, &some}) {  // sums of dt that are not exact
+      Rng rng(6);
+      s->x_dbl.normal(rng);
+      s->dt_proj.normal(rng, 0.2);
+    }
+    selective_scan_step(ctx, all.op);
+    for (Tensor* t :
+         {&some.op.u, &some.op.dt, &some.op.B, &some.op.C, &some.op.z, &some.op.slot, &some.op.y})
+      *t = t->slice(0, 21, 34);
+    selective_scan_step(ctx, some.op);
+    EXPECT_EQ(op_test::to_double(some.op.y), op_test::to_double(all.op.y.slice(0, 21, 34)));
+    const std::vector<double> a = all.state.to_double(), b = some.state.to_double();
+    const size_t row = static_cast<size_t>(c.d_inner * c.d_state);
+    for (int64_t s = 0; s < c.num_seqs; ++s) {
+      const size_t at = static_cast<size_t>(all.slots - 2 - 2 * s) * row;
+      const std::vector<double>& from = s >= 21 && s < 34 ? a : some.initial;
+      EXPECT_TRUE(std::equal(b.begin() + static_cast<long>(at),
+                             b.begin() + static_cast<long>(at + row),
+                             from.begin() + static_cast<long>(at)))
+          << s;
+    }
+  });
+}
+
+struct Rows {
+  int64_t rows, in, out;
+};
+
+// Tens of rows, few outputs, many inputs.
+TEST(LinearCuda, SkinnyProductsAreExactWhereSumsAre) {
+  op_test::on_cuda([](Context& ctx) {
+    Context reference(reference_engine(), 1);
+    for (const Rows& s : {Rows{9, 1024, 8}, Rows{33, 1536, 80}, Rows{70, 4096, 160},
+                          Rows{128, 2080, 96}, Rows{256, 5120, 192}, Rows{31, 8192, 288}}) {
+      for (const bool settled : {false, true}) {
+        Rng rng(3);
+        TestTensor x(DType::bf16, {s.rows, s.in}, s.in + 8), weight(DType::bf16, {s.out, s.in});
+        eighths(x, rng, 8);
+        eighths(weight, rng, 5);
+        const TestTensor y(DType::bf16, {s.rows, s.out}, s.out + 3),
+            expected(DType::bf16, {s.rows, s.out}, s.out + 3);
+        Linear op = {.x = x, .weight = weight, .bias = {}, .y = y};
+        op.settled = settled;
+        linear_fwd(ctx, op);
+        op.y = expected;
+        linear_fwd(reference, op);
+        EXPECT_EQ(y.to_double(), expected.to_double()) << s.rows << " " << s.in << " " << s.out;
+        EXPECT_TRUE(y.guards_intact());
+      }
+    }
+  });
+}
+
+TEST(LinearCuda, SkinnyProductsHaveTheBitsOfTheirRow) {
+  op_test::on_cuda([](Context& ctx) {
+    Rng rng(3);
+    TestTensor x(DType::bf16, {128, 4096}), weight(DType::bf16, {160, 4096});
+    x.normal(rng), weight.normal(rng, 0.02);
+    const TestTensor all(DType::bf16, {128, 160}), some(DType::bf16, {41, 160});
+    linear_fwd(ctx, {.x = x, .weight = weight, .bias = {}, .y = all});
+    linear_fwd(ctx, {.x = x.view().slice(0, 50, 91), .weight = weight, .bias = {}, .y = some});
+    EXPECT_EQ(some.to_double(), op_test::to_double(all.view().slice(0, 50, 91)));
+  });
+}
+
+// Groups of four sequences to a thread, and one; vectors of channels, and none.
+TEST(CausalConv1dCuda, AStepIsAPassOfOneToken) {
+  op_test::on_cuda([](Context& ctx) {
+    for (const auto& [num_seqs, d_inner, d_conv] :
+         {std::array<int64_t, 3>{301, 2048, 4}, {301, 2048, 3}, {1301, 21, 2}, {3, 264, 4}}) {
+      for (const DType type : {DType::f32, DType::bf16}) {
+        Rng rng(8);
+        TestTensor x(type, {num_seqs, d_inner}, 2 * d_inner), weight(DType::f32, {d_inner, d_conv}),
+            bias(DType::f32, {d_inner}), state(DType::f32, {num_seqs, d_conv - 1, d_inner});
+        for (TestTensor* t : {&x, &weight, &bias, &state}) t->normal(rng);
+        TestTensor seq_start(DType::i32, {num_seqs + 1}), slot(DType::i32, {num_seqs});
+        std::vector<double> starts, slots;
+        for (int64_t s = 0; s <= num_seqs; ++s) starts.push_back(static_cast<double>(s));
+        for (int64_t s = 0; s < num_seqs; ++s)
+          slots.push_back(static_cast<double>(num_seqs - 1 - s));
+        seq_start.values(starts), slot.values(slots);
+        const std::vector<double> initial = state.to_double();
+        const TestTensor y(type, {num_seqs, d_inner}), stepped(type, {num_seqs, d_inner});
+        CausalConv1d op = {.x = x,
+                           .weight = weight,
+                           .bias = bias,
+                           .seq_start = seq_start,
+                           .state = state,
+                           .slot = slot,
+                           .y = y};
+        causal_conv1d_fwd(ctx, op);
+        const std::vector<double> after = state.to_double();
+        op.seq_start = {}, op.y = stepped;
+        for (const bool settled : {false, true}) {
+          state.values(initial);
+          op.settled = settled;
+          causal_conv1d_step(ctx, op);
+          EXPECT_TRUE(bitwise_equal(stepped, y)) << num_seqs << " " << d_inner;
+          EXPECT_EQ(state.to_double(), after) << num_seqs << " " << d_inner;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace krait
