@@ -231,6 +231,8 @@ void launch(Args a, const ScanForwardPlan& plan, Mode mode, cudaStream_t stream)
   const int64_t step = Block::kStep * int64_t{sizeof(T)};
   a.u_step = a.u_row * step, a.dt_step = a.dt_row * step, a.z_step = a.z_row * step;
   a.y_step = a.y_row * step;
+  a.group_blocks = static_cast<int>(plan.group_blocks);
+  a.channel_blocks = static_cast<int>(plan.channel_blocks);
   const auto kernel = selective_scan_fwd_tiled<T, L, S, kChannels, kOutput>;
   constexpr int kShared = static_cast<int>(sizeof(typename Block::Shared));
   static_assert(kShared <= 99 * 1024, "what every GPU from compute capability 8.0 on has");
@@ -286,8 +288,6 @@ void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
   const ScanForwardPlan plan = plan_selective_scan_fwd(shape, gpu.multiprocessors);
   Args a = arguments(op);
   a.num_seqs = static_cast<int>(shape.num_seqs);
-  a.group_blocks = static_cast<int>(plan.group_blocks);
-  a.channel_blocks = static_cast<int>(plan.channel_blocks);
   dispatch_f32_bf16(op.u.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     Mode mode = Mode::sequences;
@@ -296,7 +296,10 @@ void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
       mode = Mode::segments;
       a.start_states = ctx.workspace().array<float>(plan.start_states);
       a.delta_sums = ctx.workspace().array<float>(plan.delta_sums);
-      launch<T, false>(a, plan, Mode::ends, gpu.stream);
+      ScanShape ends = shape;
+      ends.ends = true;
+      const ScanForwardPlan ends_plan = plan_selective_scan_fwd(ends, gpu.multiprocessors);
+      launch<T, false>(a, ends_plan, Mode::ends, gpu.stream);
       selective_scan_fwd_chain<<<static_cast<unsigned>(plan.chain_blocks), kChainThreads, 0,
                                  gpu.stream>>>(a, plan.chain_blocks / shape.num_seqs);
       check_launch("selective_scan_fwd_chain");

@@ -51,7 +51,8 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
     // The fewer lanes share a channel, the less is done twice, but every multiprocessor needs its
     // share of the blocks. Speeds as measured on a full GPU; rows of two lanes are read four
     // channels at a time, of four lanes two.
-    const int64_t busy = plan.segmented ? s.tokens / kScanSegment : s.num_seqs;
+    int64_t busy = plan.segmented ? s.tokens / kScanSegment : s.num_seqs;
+    if (s.ends) busy = std::max<int64_t>(1, busy - s.num_seqs);
     const auto worth = [&](int channels, double speed) {
       const int64_t blocks = busy * s.n_groups * quotient_up(s.d_inner / s.n_groups, channels);
       const int64_t rounds = quotient_up(blocks, multiprocessors);

@@ -27,6 +27,7 @@ struct ScanShape {
   int64_t tokens, num_seqs, d_inner, d_state, n_groups;
   int row_vector = 4;  // channels of u, dt, z and y that may be read at once: 4, 2 or 1
   bool output = true;  // y is wanted
+  bool ends = false;   // of segments, but not the last of a sequence
 };
 
 inline constexpr int kScanRelayWarps = 6;     // of a block; two of 168 registers fit

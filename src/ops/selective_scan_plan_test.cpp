@@ -129,5 +129,36 @@ TEST(SelectiveScanPlan, StepCoversEveryChannelAndSequence) {
     }
 }
 
+TEST(SelectiveScanPlan, StepWithItsProductCoversEveryChannelAndSequence) {
+  for (int64_t d_inner : {32, 1536, 4096, 8192})
+    for (int64_t num_seqs : {1, 7, 8, 33, 128, 500000}) {
+      const ScanShape shape = {num_seqs, num_seqs, d_inner, 16, 1};
+      ASSERT_TRUE(scan_step_projects_shape(shape, 128));
+      const ScanStepProjectedPlan plan = plan_selective_scan_step_projected(shape, 132);
+      EXPECT_EQ(plan.channel_blocks * kProjectedChannels, d_inner);
+      EXPECT_GE(plan.sequence_blocks * plan.sequences, num_seqs);
+      EXPECT_LT((plan.sequence_blocks - 1) * plan.sequences, num_seqs);
+      EXPECT_LE(plan.sequence_blocks, 65535);
+    }
+  EXPECT_EQ(plan_selective_scan_step_projected({128, 128, 4096, 16, 1}, 132).sequences, 32);
+  EXPECT_EQ(plan_selective_scan_step_projected({8, 8, 4096, 16, 1}, 132).sequences, 8);
+  EXPECT_FALSE(scan_step_projects_shape({8, 8, 48, 16, 1}, 128));
+  EXPECT_FALSE(scan_step_projects_shape({8, 8, 64, 8, 1}, 128));
+  EXPECT_FALSE(scan_step_projects_shape({8, 8, 64, 16, 2}, 128));
+  EXPECT_FALSE(scan_step_projects_shape({8, 8, 64, 16, 1}, 20));
+  EXPECT_FALSE(scan_step_projects_shape({8, 8, 64, 16, 1}, 272));
+}
+
+// Three of four segments have an end that somebody starts from: three blocks for each
+// multiprocessor instead of one or two.
+TEST(SelectiveScanPlan, EndsOfSegmentsHaveALayoutOfTheirOwn) {
+  ScanShape shape = {8192, 1, 4096, 16, 1};
+  EXPECT_EQ(plan_selective_scan_fwd(shape, 132).channels, 64);
+  shape.ends = true;
+  const ScanForwardPlan ends = plan_selective_scan_fwd(shape, 132);
+  EXPECT_TRUE(ends.segmented);
+  EXPECT_EQ(ends.channels, 32);
+}
+
 }  // namespace
 }  // namespace krait::cuda
