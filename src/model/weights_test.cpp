@@ -251,6 +251,9 @@ TEST(Weights, RandomModelsAreTheSameInEveryMemory) {
     EXPECT_EQ(std::memcmp(a.data, b.data, a.bytes()), 0) << p.name;
   }
   EXPECT_EQ(to_double(there.weights.A), to_double(here.weights.A));
+  const std::vector<double> embedding = to_double(there.weights.parameters.embedding);
+  for (size_t i = 65537; i < embedding.size(); ++i) ASSERT_EQ(embedding[i], embedding[i - 65537]);
+  EXPECT_NE(embedding[0], embedding[1]);
 }
 
 TEST(ParameterStore, DecayedFirstAlignedAndComplete) {
