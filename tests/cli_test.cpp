@@ -289,8 +289,6 @@ TEST_F(Cli, BenchesSeveralSequencesAtOnce) {
   for (const char* rate : {"prefill_tokens_per_s", "first_token_ms", "steady_us_per_token",
                            "decode_tokens_per_s", "decode_gb_per_s"})
     EXPECT_GT(result[rate], 0) << rate;
-  // All three prompts are read before it, by another run than the rate's.
-  EXPECT_GT(result["first_token_ms"], 1e6 / result["prefill_tokens_per_s"].get<double>());
 }
 
 // A tiny experiment, in slices: results on stdout and in the folder.
