@@ -27,8 +27,8 @@ const char* name_of(DType dtype) {
 }
 
 DType dtype_from_name(const std::string& name) {
-  for (DType d :
-       {DType::f32, DType::bf16, DType::f16, DType::f64, DType::i32, DType::i64, DType::i8, DType::u8})
+  for (DType d : {DType::f32, DType::bf16, DType::f16, DType::f64, DType::i32, DType::i64,
+                  DType::i8, DType::u8})
     if (name == name_of(d)) return d;
   throw Error("unknown element type", "dtype", "f32, bf16 or f16", "\"" + name + "\"");
 }

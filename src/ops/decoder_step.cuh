@@ -16,6 +16,7 @@ struct DecoderLayerArgs {
   const void* matrix[4];  // in_proj, x_proj, dt_proj, out_proj
   float *conv, *ssm;
 };
+static_assert(sizeof(DecoderLayerArgs) == kDecoderLayerBytes);
 
 struct DecoderArgs {
   DecoderLayerArgs layer[kDecoderMaxLayers];
@@ -62,14 +63,21 @@ inline constexpr int kDecoderProducts = 5;
 template <class W>
 class DecoderProducts {
  public:
-  // shapes: kDecoderProducts, in shared memory; filled here, there for all behind a barrier.
-  __device__ __forceinline__ DecoderProducts(const DecoderArgs& a, ProductShape* shapes)
-      : a_(a), shapes_(shapes) {
+  // shapes: kDecoderProducts, layers: n_layer; in shared memory, where a layer's addresses are at
+  // hand (as arguments they would be fetched from far away, each for the first time). Filled here,
+  // there for all behind a barrier.
+  __device__ __forceinline__ DecoderProducts(const DecoderArgs& a, ProductShape* shapes,
+                                             DecoderLayerArgs* layers)
+      : a_(a), shapes_(shapes), layers_(layers) {
+    const auto* from = reinterpret_cast<const uint64_t*>(a.layer);
+    auto* to = reinterpret_cast<uint64_t*>(layers);
+    for (int i = thread_index(); i < a.n_layer * kDecoderLayerBytes / 8; i += kDecoderThreads)
+      to[i] = from[i];
     if (threadIdx.x > 0) return;
     constexpr int kBytes = static_cast<int>(sizeof(W)), kPlain = static_cast<int>(sizeof(bf16));
     const Share channels(a.d_inner, 2);
-    shapes[0] = {a.d_model * kBytes, channels.begin, channels.size(), 8, 0, a.d_inner,
-                 (channels.size() + 7) / 8};
+    shapes[0] = {a.d_model * kBytes, channels.begin,           channels.size(), 8, 0,
+                 a.d_inner,          (channels.size() + 7) / 8};
     shapes[1] = plain(a.d_inner * kPlain, Share(a.x_proj_rows, 4));
     shapes[2] = plain(a.dt_rank * kPlain, channels);
     shapes[3] = plain(a.d_inner * kBytes, Share(a.d_model));
@@ -85,23 +93,28 @@ class DecoderProducts {
     return shapes_[static_cast<int>(kind)];
   }
   __device__ const ProductShape& shape(int product) const { return shape(kind(product)); }
+  __device__ const DecoderLayerArgs& layer(int i) const { return layers_[i]; }
   __device__ const char* matrix(int product) const {
     const DecoderProduct k = kind(product);
-    const void* m = k == DecoderProduct::head
-                        ? a_.head
-                        : a_.layer[product / 4].matrix[static_cast<int>(k)];
+    const void* m =
+        k == DecoderProduct::head ? a_.head : layers_[product / 4].matrix[static_cast<int>(k)];
     return static_cast<const char*>(m);
   }
 
  private:
   static __device__ ProductShape plain(int row_bytes, const Share& rows) {
-    return {row_bytes,        rows.begin,       rows.size(),
-            kDecoderTile,     kDecoderTile / 2, kDecoderTile / 2,
+    return {row_bytes,
+            rows.begin,
+            rows.size(),
+            kDecoderTile,
+            kDecoderTile / 2,
+            kDecoderTile / 2,
             (rows.size() + kDecoderTile - 1) / kDecoderTile};
   }
 
   const DecoderArgs& a_;
   const ProductShape* shapes_;
+  const DecoderLayerArgs* layers_;
 };
 
 // A thread's place among those that take over one sequence's values.
@@ -123,8 +136,8 @@ __device__ void pad_vector(bf16* x, int width) {
 
 // Vectors of bf16 pairs of all sequences, (num_seqs, width / 2) words, into x.
 template <int kSeqs>
-__device__ __forceinline__ void take_vectors(const DecoderArgs& a, bf16* x, const FlaggedWord* words, int width,
-                             uint32_t round) {
+__device__ __forceinline__ void take_vectors(const DecoderArgs& a, bf16* x,
+                                             const FlaggedWord* words, int width, uint32_t round) {
   constexpr int kBatch = kSeqs == 1 ? 4 : 8;
   const SeqThread<kSeqs> me;
   const bool live = me.seq < a.num_seqs;
@@ -134,8 +147,7 @@ __device__ __forceinline__ void take_vectors(const DecoderArgs& a, bf16* x, cons
   for (int first = 0; first < fours; first += kBatch) {
     const int at = me.index + first * me.kThreads;
     uint4 w[kBatch] = {};
-    await_pairs(w, words + me.seq * (width / 2) + 2 * at, 2 * me.kThreads,
-                fours - first, round);
+    await_pairs(w, words + me.seq * (width / 2) + 2 * at, 2 * me.kThreads, fours - first, round);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
       if (first + i < fours)
@@ -147,7 +159,8 @@ __device__ __forceinline__ void take_vectors(const DecoderArgs& a, bf16* x, cons
 // x_proj's outputs of all sequences: those of dt into x, those of B and C into `x_dbl`
 // (num_seqs, x_proj_rows).
 template <int kSeqs>
-__device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, bf16* x, float* x_dbl, uint32_t round) {
+__device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, bf16* x, float* x_dbl,
+                                           uint32_t round) {
   constexpr int kBatch = kSeqs == 1 ? 1 : 4;
   const SeqThread<kSeqs> me;
   const bool live = me.seq < a.num_seqs;
@@ -158,8 +171,8 @@ __device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, bf16* x, float*
   for (int first = 0; first < pairs; first += kBatch) {
     const int at = me.index + first * me.kThreads;
     uint4 w[kBatch] = {};
-    await_pairs(w, a.x_dbl + me.seq * a.x_proj_rows + 2 * at,
-                2 * me.kThreads, pairs - first, round);
+    await_pairs(w, a.x_dbl + me.seq * a.x_proj_rows + 2 * at, 2 * me.kThreads, pairs - first,
+                round);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (first + i >= pairs) continue;
@@ -178,8 +191,9 @@ __device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, bf16* x, float*
 // blocks that own it. `own`: (num_seqs, max_out_rows): this block's part, filled where the launch
 // begins.
 template <int kSeqs>
-__device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, float* own, const ProductShape& own_rows,
-                              float* partial, const float* weight, uint32_t round, bool first) {
+__device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, float* own,
+                                              const ProductShape& own_rows, float* partial,
+                                              const float* weight, uint32_t round, bool first) {
   constexpr int kPairs = decoder_residual_pairs(kSeqs);
   constexpr int kWarps = kDecoderWarps / kSeqs;  // of a sequence
   const SeqThread<kSeqs> me;
@@ -195,8 +209,7 @@ __device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, flo
       if (i < pairs) early[i] = weights(i);
   }
   if (first && a.embedding) {
-    const bf16* row =
-        a.embedding + (live ? static_cast<int64_t>(a.tokens[me.seq]) * a.d_model : 0);
+    const bf16* row = a.embedding + (live ? static_cast<int64_t>(a.tokens[me.seq]) * a.d_model : 0);
 #pragma unroll
     for (int i = 0; i < kPairs; ++i)
       if (i < pairs) {
@@ -216,7 +229,8 @@ __device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, flo
         r[first_pair + i] = make_float2(__uint_as_float(words[i].x), __uint_as_float(words[i].z));
     }
   }
-  // In the same order for every kSeqs: pairs kDecoderThreads apart, 32 neighbours as a tree, then the rest.
+  // In the same order for every kSeqs: pairs kDecoderThreads apart, 32 neighbours as a tree, then
+  // the rest.
   float sum[kSeqs] = {};
 #pragma unroll
   for (int i = 0; i < kPairs; ++i)
@@ -237,7 +251,8 @@ __device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, flo
   for (int i = 0; i < kPairs; ++i) {
     if (i >= pairs) continue;
     const float2 g = kSeqs == 1 ? early[i] : weights(i);
-    *reinterpret_cast<uint32_t*>(x + element(i)) = pack_bf16(r[i].x * rstd * g.x, r[i].y * rstd * g.y);
+    *reinterpret_cast<uint32_t*>(x + element(i)) =
+        pack_bf16(r[i].x * rstd * g.x, r[i].y * rstd * g.y);
     for (int k = 0; first && k < 2; ++k)
       if (const int e = element(i) + k; e >= own_rows.first && e < own_rows.first + own_rows.count)
         own[me.seq * a.max_out_rows + e - own_rows.first] = k == 0 ? r[i].x : r[i].y;
@@ -255,8 +270,7 @@ __device__ __forceinline__ void multiply_tiles(const DecoderArgs& a, Ring& ring,
   const int thread = thread_index(), lane = thread % 32, g = lane / 4, t = lane % 4;
   const WarpPieces share(row_bytes);
   const bool has_vector = g < a.num_seqs;
-  const bf16* vector = x + (has_vector ? g : 0) * a.x_stride +
-                       (share.begin * 8 + t) * kElements;
+  const bf16* vector = x + (has_vector ? g : 0) * a.x_stride + (share.begin * 8 + t) * kElements;
   const auto row = static_cast<uint32_t>(g * kDecoderPieceBytes + t * 16);
   const uint32_t half0 = row + g % 2 * 64, half1 = row + 64 - g % 2 * 64;
   sums += thread / 32 * (decoder_group_rows(kSeqs) * kSeqs) + g * kSeqs;

@@ -13,27 +13,27 @@ namespace krait {
 
 // A layer's parameters and its part of the state's pool, under the names of model/parameters.h.
 struct DecoderLayer {
-  Tensor norm;                         // (d_model)            f32
-  Tensor in_proj, in_proj_scale;       // (2 d_inner, d_model) T, or i8 with (2 d_inner) f32
-  Tensor in_proj_bias;                 // (2 d_inner)          f32; none: no bias
-  Tensor conv1d_weight;                // (d_inner, d_conv)    f32
-  Tensor conv1d_bias;                  // (d_inner)            f32; none: no bias
-  Tensor x_proj;                       // (dt_rank + 2 d_state, d_inner)  T
-  Tensor dt_proj;                      // (d_inner, dt_rank)   T
-  Tensor dt_proj_bias;                 // (d_inner)            f32
-  Tensor A;                            // (d_inner, d_state)   f32
-  Tensor D;                            // (d_inner)            f32
-  Tensor out_proj, out_proj_scale;     // (d_model, d_inner)   T, or i8 with (d_model) f32
-  Tensor out_proj_bias;                // (d_model)            f32; none: no bias
-  Tensor conv;                         // (slots, d_conv - 1, d_inner)  f32; in and out
-  Tensor ssm;                          // (slots, d_inner, d_state)     f32; in and out
+  Tensor norm;                      // (d_model)            f32
+  Tensor in_proj, in_proj_scale;    // (2 d_inner, d_model) T, or i8 with (2 d_inner) f32
+  Tensor in_proj_bias;              // (2 d_inner)          f32; none: no bias
+  Tensor conv1d_weight;             // (d_inner, d_conv)    f32
+  Tensor conv1d_bias;               // (d_inner)            f32; none: no bias
+  Tensor x_proj;                    // (dt_rank + 2 d_state, d_inner)  T
+  Tensor dt_proj;                   // (d_inner, dt_rank)   T
+  Tensor dt_proj_bias;              // (d_inner)            f32
+  Tensor A;                         // (d_inner, d_state)   f32
+  Tensor D;                         // (d_inner)            f32
+  Tensor out_proj, out_proj_scale;  // (d_model, d_inner)   T, or i8 with (d_model) f32
+  Tensor out_proj_bias;             // (d_model)            f32; none: no bias
+  Tensor conv;                      // (slots, d_conv - 1, d_inner)  f32; in and out
+  Tensor ssm;                       // (slots, d_inner, d_state)     f32; in and out
 };
 
 struct DecoderStep {
   std::span<const DecoderLayer> layers;
-  Tensor tokens;            // (num_seqs)             i32
-  // (num_seqs) i32, distinct; none: sequence i uses slot i. Rows without a sequence may share a spare
-  // slot: what it holds and the logits of these rows are then undefined, maybe no numbers.
+  Tensor tokens;  // (num_seqs)             i32
+  // (num_seqs) i32, distinct; none: sequence i uses slot i. Rows without a sequence may share a
+  // spare slot: what it holds and the logits of these rows are then undefined, maybe no numbers.
   Tensor slot;
   Tensor embedding;         // (vocab_size, d_model)  T
   Tensor norm_f;            // (d_model)              f32

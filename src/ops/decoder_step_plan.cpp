@@ -53,8 +53,8 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
     return begin;
   };
   const auto floats = [&](int64_t count) { return take(4 * seqs * static_cast<size_t>(count)); };
-  m.ring = take(size_t{kDecoderWarps} * static_cast<size_t>(decoder_stages(p.seqs)) *
-                kDecoderTile * kDecoderPieceBytes);
+  m.ring = take(size_t{kDecoderWarps} * static_cast<size_t>(decoder_stages(p.seqs)) * kDecoderTile *
+                kDecoderPieceBytes);
   m.x = take(2 * seqs * static_cast<size_t>(p.x_stride));
   m.sums = floats(kDecoderWarps * decoder_group_rows(p.seqs));
   m.x_dbl = floats(s.x_proj_rows());
@@ -65,16 +65,16 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
   m.norm = floats(kDecoderWarps);
   m.shapes = take(5 * 28);
   m.slots = take(4 * seqs);
+  m.layers = take(size_t{kDecoderLayerBytes} *
+                  static_cast<size_t>(std::min<int64_t>(s.n_layer, kDecoderMaxLayers)));
   m.bytes = end;
   return m;
 }
 
-DecoderStepPlan plan_decoder_step(const DecoderShape& s, int multiprocessors,
-                                  size_t shared_bytes) {
+DecoderStepPlan plan_decoder_step(const DecoderShape& s, int multiprocessors, size_t shared_bytes) {
   if (!shape_fits(s) || s.num_seqs < 1) return {};
-  for (const int seqs : {8, 4, 1}) {
-    const int smaller = seqs == 8 ? 4 : seqs == 4 ? 1 : 0;
-    if (s.num_seqs <= smaller) continue;
+  for (const int seqs : {kDecoderMaxSeqs, 1}) {
+    if (s.num_seqs == 1 && seqs > 1) continue;
     DecoderStepPlan p = plan_for(s, multiprocessors, seqs);
     // A sequence's residual is taken over by 1 / seqs of the threads.
     const int64_t pairs = int64_t{decoder_residual_pairs(seqs)} * (kDecoderThreads / seqs);

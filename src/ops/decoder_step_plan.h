@@ -14,13 +14,16 @@ struct DecoderShape {
 };
 
 inline constexpr int kDecoderWarps = 8, kDecoderThreads = 32 * kDecoderWarps;
-inline constexpr int kDecoderTile = 16;        // rows of a matrix that a warp multiplies at a time
+inline constexpr int kDecoderTile = 16;         // rows of a matrix that a warp multiplies at a time
 inline constexpr int kDecoderPieceBytes = 128;  // of each row of a tile, copied at a time
-inline constexpr int64_t kDecoderMaxSeqs = 8;  // of a launch: the width of a tensor core product
-inline constexpr int kDecoderMaxLayers = 64;   // of a launch: their addresses are its arguments
+// Of a launch. Eight would fit a tensor core product, but what the blocks then exchange takes
+// longer than reading the weights: the ops one by one are faster.
+inline constexpr int kDecoderMaxSeqs = 4;
+inline constexpr int kDecoderMaxLayers = 64;    // of a launch: their addresses are its arguments
+inline constexpr int kDecoderLayerBytes = 128;  // of these
 
 // Pieces of the weights that a warp has under way, for kernels of up to `seqs` sequences.
-constexpr int decoder_stages(int seqs) { return seqs == 8 ? 5 : 6; }
+constexpr int decoder_stages(int seqs) { return seqs == 1 ? 12 : 8; }
 // Rows whose sums the warps bring together at a time: a thread for each row and sequence.
 constexpr int decoder_group_rows(int seqs) { return seqs == 1 ? 128 : kDecoderThreads / seqs; }
 // Pairs of residual values that a thread takes over in the kernel for `seqs` sequences.
@@ -32,9 +35,9 @@ constexpr int decoder_residual_pairs(int seqs) { return (seqs == 1 ? 64 : 256) /
 struct DecoderStepPlan {
   bool usable = false;
   int blocks = 0;
-  int seqs = 0;  // of a launch, at most: 1, 4 or 8
+  int seqs = 0;                                // of a launch, at most: 1 or kDecoderMaxSeqs
   int64_t max_channels = 0, max_out_rows = 0;  // of a block: of d_inner, of d_model
-  int64_t x_stride = 0;      // elements of a row of the vectors that matrices are multiplied with
+  int64_t x_stride = 0;  // elements of a row of the vectors that matrices are multiplied with
   size_t shared_bytes = 0;
   int64_t exchange_words = 0;  // of global memory: all that blocks publish
 
@@ -49,7 +52,7 @@ struct DecoderExchange {
 
 // Byte offsets into a block's shared memory.
 struct DecoderShared {
-  size_t ring, x, sums, x_dbl, z, u, delta, residual, norm, shapes, slots, bytes;
+  size_t ring, x, sums, x_dbl, z, u, delta, residual, norm, shapes, slots, layers, bytes;
   static DecoderShared of(const DecoderShape&, const DecoderStepPlan&);
 };
 

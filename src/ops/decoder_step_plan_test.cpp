@@ -10,7 +10,7 @@ namespace krait::cuda {
 namespace {
 
 constexpr int kH200 = 132;
-constexpr size_t kHopperShared = 232448, kA100Shared = 166912;
+constexpr size_t kHopperShared = 232448;
 
 DecoderShape shape(int64_t d_model, int64_t n_layer, int64_t num_seqs) {
   return {.num_seqs = num_seqs,
@@ -26,14 +26,14 @@ DecoderShape shape(int64_t d_model, int64_t n_layer, int64_t num_seqs) {
 TEST(DecoderStepPlan, TakesEveryPublishedSizeOnHopper) {
   for (const int64_t d_model : {768, 1024, 1536, 2048, 2560, 4096})
     for (const bool int8 : {false, true})
-      for (const int64_t num_seqs : {1, 2, 4, 5, 8}) {
+      for (const int64_t num_seqs : {1, 2, 4, 5, 128}) {
         DecoderShape s = shape(d_model, 64, num_seqs);
         s.int8 = int8;
         const DecoderStepPlan p = plan_decoder_step(s, kH200, kHopperShared);
         ASSERT_TRUE(p.usable) << d_model << " " << num_seqs;
         EXPECT_EQ(p.blocks, kH200);
         EXPECT_LE(p.shared_bytes, kHopperShared);
-        EXPECT_GE(p.seqs, num_seqs == 1 ? 1 : 4);
+        EXPECT_EQ(p.seqs, num_seqs == 1 ? 1 : kDecoderMaxSeqs);
       }
 }
 
@@ -65,24 +65,28 @@ TEST(DecoderStepPlan, LeavesToTheOpsWhatItsAccessesDoNotFit) {
 
 // A part of shared memory begins where the one before it ends, and none is cut short.
 TEST(DecoderStepPlan, SharedMemoryHoldsEverything) {
-  for (const int64_t num_seqs : {1, 4, 8}) {
+  for (const int64_t num_seqs : {1, 4}) {
     const DecoderShape s = shape(2048, 48, num_seqs);
     const DecoderStepPlan p = plan_decoder_step(s, kH200, kHopperShared);
     const DecoderShared m = DecoderShared::of(s, p);
     const auto seqs = static_cast<size_t>(p.seqs);
-    const std::array<size_t, 11> begins = {m.ring, m.x,     m.sums,     m.x_dbl, m.z,     m.u,
-                                           m.delta, m.residual, m.norm, m.shapes, m.bytes};
-    const std::array<size_t, 10> least = {
-        size_t{16} * static_cast<size_t>(decoder_stages(p.seqs)) * 1024,
-        2 * seqs * (4096 + 32),
-        4 * seqs * 16 * static_cast<size_t>(decoder_group_rows(p.seqs)),
+    const std::array<size_t, 13> begins = {m.ring,  m.x,      m.sums,     m.x_dbl, m.z,
+                                           m.u,     m.delta,  m.residual, m.norm,  m.shapes,
+                                           m.slots, m.layers, m.bytes};
+    const auto warps = size_t{kDecoderWarps};
+    const std::array<size_t, 12> least = {
+        warps * static_cast<size_t>(decoder_stages(p.seqs)) * kDecoderTile * kDecoderPieceBytes,
+        2 * seqs * 4096,
+        4 * seqs * warps * static_cast<size_t>(decoder_group_rows(p.seqs)),
         4 * seqs * (128 + 32),
         4 * seqs * 32,
         4 * seqs * 32,
         4 * seqs * 32,
         4 * seqs * 16,
-        4 * seqs * 16,
-        5 * 28};
+        4 * seqs * warps,
+        5 * 28,
+        4 * seqs,
+        size_t{48} * kDecoderLayerBytes};
     for (size_t i = 0; i < least.size(); ++i) {
       EXPECT_EQ(begins[i] % 16, 0u);
       EXPECT_GE(begins[i + 1], begins[i] + least[i]) << i;
@@ -100,11 +104,6 @@ TEST(DecoderStepPlan, EveryBlockOwnsAPairOfChannels) {
       EXPECT_GE(d_model, p.blocks);  // pairs of channels
       EXPECT_GE(p.max_channels * p.blocks, 2 * d_model);
     }
-}
-
-TEST(DecoderStepPlan, SmallerMultiprocessorsTakeWhatFits) {
-  EXPECT_FALSE(plan_decoder_step(shape(2048, 48, 1), 108, kA100Shared).usable);
-  EXPECT_TRUE(plan_decoder_step(shape(768, 24, 8), 108, kA100Shared).usable);
 }
 
 }  // namespace

@@ -173,7 +173,8 @@ __device__ __forceinline__ void bytes_to_bf16(uint32_t bytes, uint32_t& pair0, u
 }
 
 // Lane 4 g + t: its 16 bytes of rows g and g + 8 and of the vector g are neighbours along k, in the
-// same order for all three. A lane's 16 bytes of a row are kElements weights of type W; x are as many of one vector.
+// same order for all three. A lane's 16 bytes of a row are kElements weights of type W; x are as
+// many of one vector.
 template <class W>
 struct PieceProduct;
 

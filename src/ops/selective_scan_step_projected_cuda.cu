@@ -56,7 +56,7 @@ __device__ void project_dt(Shared<kSequences, kRing>& shared, const bf16* weight
     const auto pair = [](const bf16* p) { return *reinterpret_cast<const uint32_t*>(p); };
     float d[4] = {};
     for (int k = 0; k < dt_rank; k += 16)
-      mma_bf16(d, pair(a + k), pair(a + k + 8 * row), pair(a + k + 8), pair(a + k + 8 * row + 8),
+      mma_bf16(d, {pair(a + k), pair(a + k + 8 * row), pair(a + k + 8), pair(a + k + 8 * row + 8)},
                pair(b + k), pair(b + k + 8));
 #pragma unroll
     for (int i = 0; i < 4; ++i)
