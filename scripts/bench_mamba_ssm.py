@@ -2,7 +2,7 @@
 """Times mamba_ssm on the shapes of scripts/bench_gpu, where PyTorch, mamba_ssm (with its Mamba-1 CUDA scan:
 MAMBA_KEEP_CUDA_BUILD=TRUE) and causal_conv1d are installed. Prints milliseconds, medians over CUDA events.
 
-  python3 scripts/bench_mamba_ssm.py [scan] [conv] [train]
+  python3 scripts/bench_mamba_ssm.py [scan] [conv] [train] [generate]
 """
 import importlib.machinery
 import importlib.util
@@ -16,8 +16,8 @@ shapes = importlib.util.module_from_spec(importlib.util.spec_from_loader("bench_
 loader.exec_module(shapes)
 
 
-def median_ms(run, repeats=20):
-    for _ in range(3):
+def median_ms(run, repeats=20, warmup=3):
+    for _ in range(warmup):
         run()
     times = []
     for _ in range(repeats):
@@ -95,6 +95,29 @@ def train():
         torch.cuda.empty_cache()
 
 
+def generate():
+    from mamba_ssm.models.config_mamba import MambaConfig
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+    sizes = {"130m": (768, 24), "1.4b": (2048, 48), "2.8b": (2560, 64), "6.9b": (4096, 64)}
+    print("generation behind a prompt of 2048, CUDA graphs: model, sequences: prompt tokens/s, written tokens/s")
+    written = 128
+    for size, seqs, quantize in shapes.DECODE:
+        if quantize != "none":
+            continue
+        d_model, n_layer = sizes[size]
+        model = MambaLMHeadModel(MambaConfig(d_model=d_model, n_layer=n_layer, vocab_size=50277), device="cuda", dtype=torch.bfloat16).eval()
+        text = torch.randint(0, 50277, (seqs, 2048), device="cuda")
+
+        def run(tokens):
+            return model.generate(input_ids=text, max_length=2048 + tokens, cg=True, top_k=1)
+
+        with torch.no_grad():
+            one, many = (median_ms(lambda: run(n), 3) for n in (1, 1 + written))
+        print(f"{size}, {seqs}: {seqs * 2048 / one * 1e3:,.0f}, {seqs * written / (many - one) * 1e3:,.0f}", flush=True)
+        del model
+        torch.cuda.empty_cache()
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["scan", "conv", "train"]:
-        {"scan": scan, "conv": conv, "train": train}[name]()
+    for name in sys.argv[1:] or ["scan", "conv", "train", "generate"]:
+        {"scan": scan, "conv": conv, "train": train, "generate": generate}[name]()

@@ -64,7 +64,9 @@ class Prompts {
   OwnedTensor hidden_;
 };
 
-void time_prompts(Context& ctx, const Weights& w, const ModelBench& bench, InferenceTimes& times) {
+// Returns the state behind the first prompt.
+std::vector<std::byte> time_prompts(Context& ctx, const Weights& w, const ModelBench& bench,
+                                    InferenceTimes& times) {
   constexpr int64_t kSteadyChunks = 4;
   DecodeState state(bench.config, bench.batch, DType::f32, ctx.memory());
   const OwnedTensor out(DType::f32, {bench.batch, bench.config.vocab_size}, ctx.memory());
@@ -75,16 +77,20 @@ void time_prompts(Context& ctx, const Weights& w, const ModelBench& bench, Infer
     prompts.read(state, 0, chunks);
     logits(ctx, w, prompts.last_hidden(), out);
   });
-  if (chunks < kSteadyChunks) return;
+  if (chunks < kSteadyChunks) return state.save(0);
   const int64_t half = chunks / 2;
   const double seconds = time_of(ctx, bench.repeats, [&] { prompts.read(state, half, chunks); });
   times.steady_token =
       seconds / static_cast<double>((bench.prompt - prompts.tokens_before(half)) * bench.batch);
+  return state.save(0);
 }
 
-// Greedy, as the generator writes: the host reads what was picked behind the engine.
-void time_steps(Context& ctx, const Weights& w, const ModelBench& bench, InferenceTimes& times) {
+// Greedy, as the generator writes: the host reads what was picked behind the engine. prompt: the
+// state that all sequences go on from; empty: zero.
+void time_steps(Context& ctx, const Weights& w, const ModelBench& bench,
+                const std::vector<std::byte>& prompt, InferenceTimes& times) {
   DecodeBatch batch(ctx, w);
+  if (!prompt.empty()) batch.state().restore(0, prompt);
   batch.reserve(bench.batch, /*recent=*/1);
   SamplingParams greedy;
   greedy.temperature = 0;
@@ -139,11 +145,12 @@ std::vector<int32_t> some_tokens(const Config& config, int64_t count) {
 
 InferenceTimes time_inference(Context& ctx, const ModelBench& bench) {
   InferenceTimes times;
-  const Model model = make_random_model(bench.config, bench.dtype, /*seed=*/0, ctx.memory(),
-                                        bench.quantization);
+  const Model model =
+      make_random_model(bench.config, bench.dtype, /*seed=*/0, ctx.memory(), bench.quantization);
   const int64_t with_weights = device_bytes(ctx);
-  if (bench.prompt > 0) time_prompts(ctx, model.weights, bench, times);
-  if (bench.gen > 0) time_steps(ctx, model.weights, bench, times);
+  std::vector<std::byte> prompt;
+  if (bench.prompt > 0) prompt = time_prompts(ctx, model.weights, bench, times);
+  if (bench.gen > 0) time_steps(ctx, model.weights, bench, prompt, times);
   times.device_bytes = device_bytes(ctx);
   times.beyond_weights = times.device_bytes - with_weights;
   return times;
