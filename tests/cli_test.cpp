@@ -218,7 +218,13 @@ TEST_F(Cli, RefusesBadTokensAndPrompts) {
   expect_failure({"score", "-m", model(), "--tokens", " "}, 1, {"--tokens"});
   expect_failure({"score", "-m", model(), "--tokens", "1", "--top", "257"}, 1, {"--top", "256"});
   expect_failure({"generate", "-m", model(), "-p", "a", "--temp", "-1"}, 2, {"temp"});
-  expect_failure({"generate", "-m", model(), "-p", "a", "--stop", ""}, 1, {"stop"});
+  expect_failure({"generate", "-m", model(), "-p", "a", "--stop", ""}, 2, {"stop"});
+  for (const char* seed : {"9223372036854775808", "010", "1.5", "x"})
+    expect_failure({"generate", "-m", model(), "-p", "a", "--seed", seed}, 2, {"--seed", seed});
+  expect_failure({"score", "-m", model(), "--tokens", "1", "--top", "-1"}, 2, {"--top", "-1"});
+  expect_failure({"bench", "model", "--size", "10m", "--train", "1x16", "--quantize", "int8"}, 2,
+                 {"--train"});
+  expect_failure({"bench", "op", "sample", "--shapes", "8x100x10"}, 2, {"--shapes"});
 }
 
 // Weights that are not numbers are an error of every command, and leave nothing on stdout.

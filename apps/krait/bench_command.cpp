@@ -71,8 +71,11 @@ int run(ModelBenchFlags flags) {
   bench.quantization = flags.compute.quantization();
   if (!flags.train.empty())
     parse_train(flags.train, bench);
-  else if (parameter_count(bench.config) < kTrainedByDefault)
+  else if (bench.quantization == Quantization::none &&
+           parameter_count(bench.config) < kTrainedByDefault)
     parse_train("1x512", bench);
+  if (bench.train_batch > 0 && bench.quantization != Quantization::none)
+    throw UsageError("--train: a quantized model is not trained");
   bench.recompute = recompute_from_name(flags.recompute);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const ModelBenchResult r = bench_model(*ctx, bench);
@@ -227,6 +230,9 @@ std::vector<OpShape> shapes_of(const OpBenchFlags& flags) {
 }
 
 int run_op(const OpBenchFlags& flags) {
+  if (!flags.shapes.empty() && flags.op != "selective_scan" && flags.op != "causal_conv1d" &&
+      flags.op != "all")
+    throw UsageError("--shapes: for selective_scan and causal_conv1d");
   const std::vector<OpShape> shapes = shapes_of(flags);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   auto rows = nlohmann::ordered_json::array();

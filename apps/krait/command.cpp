@@ -94,6 +94,21 @@ std::vector<int32_t> parse_tokens(std::string_view text, const std::string& wher
   return tokens;
 }
 
+namespace {
+
+// Converting alone would read 010 as octal, and take what is too large as the largest number.
+std::string whole_number(const std::string& text) {
+  int64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, value);
+  const bool octal = text.size() > 1 && text[text[0] == '-' ? 1 : 0] == '0';
+  return error == std::errc() && rest == end && !octal
+             ? ""
+             : "expected a whole number in 64 bits, got " + text;
+}
+
+}  // namespace
+
 void SamplingFlags::add_to(CLI::App& app) {
   SamplingParams& s = options.sampling;
   app.add_option("-n,--n-predict", options.max_tokens, "Tokens to write; -1: until the text ends")
@@ -101,10 +116,11 @@ void SamplingFlags::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("-s,--seed", seed,
                  "Seed of the random numbers; -1 or without it: another every time")
+      ->check(whole_number)
       ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()));
   app.add_option("--temp", s.temperature, "Temperature; 0: always the most likely token")
       ->capture_default_str();
-  app.add_option("--top-k", s.top_k, "Choose among the k most likely tokens; 0: all")
+  app.add_option("--top-k", s.top_k, "Choose among the k most likely tokens; 0 or less: all")
       ->capture_default_str();
   app.add_option("--top-p", s.top_p, "Choose among the likeliest tokens that sum to p; 1: all")
       ->capture_default_str();
@@ -122,6 +138,8 @@ void SamplingFlags::add_to(CLI::App& app) {
 
 GenerateOptions SamplingFlags::resolve() const {
   GenerateOptions resolved = options;
+  for (const std::string& stop : options.stop)
+    if (stop.empty()) throw UsageError("--stop: an empty text");
   resolved.sampling.seed =
       seed && *seed >= 0 ? static_cast<uint64_t>(*seed) : std::random_device()();
   try {

@@ -65,15 +65,15 @@ bool print_as_json(Scorer& scorer, const Scored& scored, size_t top) {
     for (const float p : logprobs) out.add((std::exchange(first, false) ? "" : ",") + digits(p));
     return !interrupted();
   });
-  if (!complete) return false;
   out.add("],\"top\":[");
   first = true;
-  for (const auto& [id, logprob] : scorer.top(top))
-    out.add((std::exchange(first, false) ? "[" : ",[") + std::to_string(id) + "," +
-            digits(logprob) + "]");
-  out.add("]}\n");
+  if (complete)
+    for (const auto& [id, logprob] : scorer.top(top))
+      out.add((std::exchange(first, false) ? "[" : ",[") + std::to_string(id) + "," +
+              digits(logprob) + "]");
+  out.add(complete ? "]}\n" : "],\"interrupted\":true}\n");  // the log-probabilities so far
   out.flush();
-  return true;
+  return complete;
 }
 
 std::string shown(const Tokenizer& tokenizer, int32_t id) {
@@ -171,7 +171,8 @@ void add_score_command(CLI::App& app, CommandList& out) {
   command->add_option("--state", flags->state,
                       "The text goes on from this state file (krait state save): its first token "
                       "is scored too");
-  command->add_option("--top", flags->top, "Also the K most likely tokens that could follow");
+  command->add_option("--top", flags->top, "Also the K most likely tokens that could follow")
+      ->check(CLI::Range(0, 1 << 30));
   flags->compute.add_to(*command);
   flags->compute.add_quantize_to(*command);
   command->add_flag("--json", flags->json,

@@ -54,10 +54,38 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-AtomicFile::AtomicFile(const std::filesystem::path& path)
-    : path_(path), temporary_(path.string() + ".tmp-" + std::to_string(::getpid())) {
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd_ < 0) fail_io("cannot create", path_);
+namespace {
+
+// What a symbolic link leads to, there or not.
+std::filesystem::path target_of(std::filesystem::path path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  for (int i = 0; i < 40 && fs::is_symlink(fs::symlink_status(path, error)); ++i) {
+    const fs::path target = fs::read_symlink(path, error);
+    if (error) break;
+    path = path.parent_path() / target;  // an absolute target replaces it
+  }
+  return path;
+}
+
+}  // namespace
+
+AtomicFile::AtomicFile(const std::filesystem::path& path) : path_(path) {
+  struct stat there = {};
+  const bool exists = ::stat(path.c_str(), &there) == 0;
+  const bool special = exists && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode);
+  if (special) {
+    fd_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  } else {
+    path_ = target_of(path);
+    temporary_ = path_.string() + ".tmp-" + std::to_string(::getpid());
+    fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd_ >= 0 && exists && S_ISREG(there.st_mode)) ::fchmod(fd_, there.st_mode & 07777);
+  }
+  if (fd_ < 0) {
+    temporary_.clear();
+    fail_io("cannot create", path_);
+  }
 }
 
 AtomicFile::~AtomicFile() { discard(); }
@@ -89,9 +117,10 @@ void AtomicFile::write(const void* data, size_t bytes) {
 }
 
 void AtomicFile::commit() {
-  if (::fsync(fd_) != 0) fail("cannot write");
+  if (!temporary_.empty() && ::fsync(fd_) != 0) fail("cannot write");
   const int fd = std::exchange(fd_, -1);
   if (::close(fd) != 0) fail("cannot write");
+  if (temporary_.empty()) return;
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot rename into place");
   temporary_.clear();
   sync_directory(path_.parent_path());

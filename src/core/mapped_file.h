@@ -29,7 +29,9 @@ class MappedFile {
 
 // Writes a file so that it is either complete under its name or absent: temporary name in the same
 // folder, fsync, rename, fsync of the folder. Throws Error (a full disk, no permission); the
-// temporary file is removed then.
+// temporary file is removed then. A file that is replaced passes its permissions on. A symbolic
+// link stays one, its target is what is written. What is there already and neither file nor folder
+// (a pipe, a device) is written into as it is.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path);

@@ -1,6 +1,9 @@
 #include "core/mapped_file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <string>
@@ -46,6 +49,31 @@ TEST(AtomicFile, WithoutCommitTheOldContentStays) {
   }
   EXPECT_EQ(MappedFile(path).text(), "old");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()), 1);
+}
+
+TEST(AtomicFile, WritesIntoAPipeAndThroughALink) {
+  TemporaryFolder folder;
+  const fs::path pipe = folder.path / "pipe", link = folder.path / "link", file = folder.path / "f";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_GE(reader, 0);
+  write_file_atomic(pipe, "through");
+  char text[16] = {};
+  EXPECT_EQ(::read(reader, text, sizeof text), 7);
+  EXPECT_STREQ(text, "through");
+  ::close(reader);
+  EXPECT_TRUE(fs::is_fifo(pipe));
+
+  fs::create_symlink("f", link);
+  for (const char* content : {"first", "second"}) {
+    write_file_atomic(link, content);
+    EXPECT_TRUE(fs::is_symlink(link));
+    EXPECT_EQ(MappedFile(file).text(), content);
+  }
+  fs::permissions(file, fs::perms::owner_read | fs::perms::owner_write);
+  write_file_atomic(file, "third");
+  EXPECT_EQ(fs::status(file).permissions(), fs::perms::owner_read | fs::perms::owner_write);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path), fs::directory_iterator()), 3);
 }
 
 TEST(AtomicFile, AFullDiskIsAnError) {
