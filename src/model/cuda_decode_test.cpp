@@ -1,5 +1,6 @@
 // decode(): the engine's own way for a step, where it has one, against the ops one by one.
 #include <deque>
+#include <numeric>
 
 #include "model/model_test.h"
 #include "ops/recordings.h"
@@ -25,7 +26,7 @@ std::vector<Case> cases() {
   Config c = make_config(333, 256, 3);
   c.tie_embeddings = false;
   c.use_bias = true;
-  c.d_inner = 1280;  // not twice d_model: blocks without rows of out_proj
+  c.d_inner = 1280;  // not twice d_model
   c.dt_rank = 40;
   all.push_back({"wide, biases", c});
   c = make_config(64, 192, 3);
@@ -34,42 +35,51 @@ std::vector<Case> cases() {
   c.use_conv_bias = false;
   c.residual_in_fp32 = false;
   all.push_back({"64 states, residual in bf16", c});
+  // On a large GPU: blocks without rows of out_proj, several groups of rows in in_proj and head,
+  // and more states than a block has threads.
+  c = make_config(20000, 64, 2);
+  c.d_inner = 4608;
+  c.dt_rank = 8;
+  all.push_back({"many channels, large vocabulary", c});
   c = make_config(50, 128, 2);
   c.selective_B = false;
   all.push_back({"constant B", c});
   return all;
 }
 
+TrainableModel model_on(Context& gpu, const Config& config, DType dtype) {
+  Context cpu(cpu_engine(), 1);
+  const TrainableModel host = random_trainable(cpu, config, DType::f32);
+  TrainableModel model(config, dtype, gpu.memory());
+  model.masters().buffer().upload(host.masters().flat().data);
+  model.refresh(gpu);
+  return model;
+}
+
 class Decoding {
  public:
-  Decoding(Context& ctx, const Config& config, DType dtype, int64_t num_seqs, int64_t slots)
+  Decoding(Context& ctx, const Weights& weights, int64_t num_seqs, int64_t slots)
       : ctx_(ctx),
-        model_(config, dtype, ctx.memory()),
-        state_(config, slots, DType::f32, ctx.memory()),
+        weights_(weights),
+        state_(weights.config, slots, DType::f32, ctx.memory()),
         tokens_(DType::i32, {num_seqs}, ctx.memory()),
-        logits_(DType::f32, {num_seqs, config.vocab_size}, ctx.memory()),
-        hidden_(dtype, {num_seqs, config.d_model}, ctx.memory()) {
-    Context cpu(cpu_engine(), 1);
-    const TrainableModel host = random_trainable(cpu, config, DType::f32);
-    model_.masters().buffer().upload(host.masters().flat().data);
-    model_.refresh(ctx);
-    tokens_.upload(random_tokens(num_seqs, config.vocab_size, 3).data());
-  }
+        logits_(DType::f32, {num_seqs, weights.config.vocab_size}, ctx.memory()),
+        hidden_(weights.dtype, {num_seqs, weights.config.d_model}, ctx.memory()) {}
 
   void put(const std::vector<int32_t>& tokens) { tokens_.upload(tokens.data()); }
   void use_slots(const std::vector<int32_t>& slots) {
     slot_ = OwnedTensor(DType::i32, {static_cast<int64_t>(slots.size())}, ctx_.memory());
     slot_.upload(slots.data());
   }
-  void fused() { decode(ctx_, model_.weights(), tokens_, slot_, state_, logits_); }
+  void fused() { decode(ctx_, weights_, tokens_, slot_, state_, logits_); }
   void by_ops() {
-    step(ctx_, model_.weights(), tokens_, slot_, state_, hidden_);
-    krait::logits(ctx_, model_.weights(), hidden_, logits_);
+    step(ctx_, weights_, tokens_, slot_, state_, hidden_);
+    krait::logits(ctx_, weights_, hidden_, logits_);
   }
   // (num_seqs, vocab_size), then the last layer's states
   std::vector<double> result() const {
     std::vector<double> all = received(logits_);
-    const int64_t last = model_.config().n_layer - 1;
+    const int64_t last = weights_.config.n_layer - 1;
     for (const Tensor& t : {state_.conv(last), state_.ssm(last)})
       for (const double x : received(t)) all.push_back(x);
     return all;
@@ -87,7 +97,7 @@ class Decoding {
   }
 
   Context& ctx_;
-  TrainableModel model_;
+  const Weights& weights_;
   DecodeState state_;
   OwnedTensor tokens_, slot_, logits_, hidden_;
 };
@@ -109,10 +119,12 @@ std::vector<int32_t> mixed_slots(int64_t num_seqs) {
 TEST(DecodeCuda, IsNoFurtherFromTheTruthThanTheOps) {
   on_cuda([](Context& gpu) {
     for (const Case& c : cases()) {
-      for (const int64_t num_seqs : {1, 2, 4, 5}) {
-        Decoding truth(gpu, c.config, DType::f32, num_seqs, 2 * num_seqs);
-        Decoding ops(gpu, c.config, DType::bf16, num_seqs, 2 * num_seqs);
-        Decoding fused(gpu, c.config, DType::bf16, num_seqs, 2 * num_seqs);
+      const TrainableModel f32 = model_on(gpu, c.config, DType::f32),
+                           bf16 = model_on(gpu, c.config, DType::bf16);
+      for (const int64_t num_seqs : {1, 2, 4}) {
+        Decoding truth(gpu, f32.weights(), num_seqs, 2 * num_seqs);
+        Decoding ops(gpu, bf16.weights(), num_seqs, 2 * num_seqs);
+        Decoding fused(gpu, bf16.weights(), num_seqs, 2 * num_seqs);
         for (Decoding* d : {&truth, &ops, &fused})
           if (num_seqs != 2) d->use_slots(mixed_slots(num_seqs));
         double of_ops = 0, of_fused = 0;
@@ -131,16 +143,40 @@ TEST(DecodeCuda, IsNoFurtherFromTheTruthThanTheOps) {
   });
 }
 
+// Both ways compute with the same integers.
+TEST(DecodeCuda, WithWeightsIn8BitsAsTheOps) {
+  on_cuda([](Context& gpu) {
+    for (const Case& c : cases()) {
+      const Model model =
+          make_random_model(c.config, DType::bf16, 7, gpu.memory(), Quantization::int8);
+      for (const int64_t num_seqs : {1, 3}) {
+        Decoding ops(gpu, model.weights, num_seqs, num_seqs);
+        Decoding fused(gpu, model.weights, num_seqs, num_seqs);
+        for (int step = 0; step < kSteps; ++step) {
+          for (Decoding* d : {&ops, &fused}) d->put(tokens_of(step, num_seqs, c.config));
+          ops.by_ops();
+          fused.fused();
+          EXPECT_LE(relative_rms(fused.result(), ops.result()), 0.02) << c.name << " " << step;
+        }
+      }
+    }
+  });
+}
+
 // Neither the other sequences of the batch, nor how many there are, nor the run change a bit. With
-// batch_invariant that holds for batches of any size.
-void expect_bits_of_its_own(Context& gpu, const Case& c, int64_t many) {
-  Decoding batch(gpu, c.config, DType::bf16, many, 2 * many);
-  Decoding again(gpu, c.config, DType::bf16, many, 2 * many);
-  const std::vector<int32_t> slots = mixed_slots(many);
-  batch.use_slots(slots);
-  again.use_slots(slots);
+// batch_invariant that holds for batches of any size. with_slots: else sequence i has slot i.
+void expect_bits_of_its_own(Context& gpu, const Case& c, int64_t many, bool with_slots) {
+  const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+  Decoding batch(gpu, model.weights(), many, 2 * many), again(gpu, model.weights(), many, 2 * many);
+  std::vector<int32_t> slots = mixed_slots(many);
+  if (with_slots) {
+    batch.use_slots(slots);
+    again.use_slots(slots);
+  } else {
+    std::iota(slots.begin(), slots.end(), 0);
+  }
   std::deque<Decoding> alone;
-  for (int64_t i = 0; i < many; ++i) alone.emplace_back(gpu, c.config, DType::bf16, 1, 1);
+  for (int64_t i = 0; i < many; ++i) alone.emplace_back(gpu, model.weights(), 1, 1);
   for (int step = 0; step < kSteps; ++step) {
     const std::vector<int32_t> tokens = tokens_of(step, many, c.config);
     for (Decoding* d : {&batch, &again}) {
@@ -167,7 +203,7 @@ bool fuses(const Config& c) { return c.d_model % 8 == 0 && c.selective_B; }
 TEST(DecodeCuda, ASequencesBitsDependOnNothingElse) {
   on_cuda([](Context& gpu) {
     for (const Case& c : cases())
-      if (fuses(c.config)) expect_bits_of_its_own(gpu, c, 4);
+      if (fuses(c.config)) expect_bits_of_its_own(gpu, c, 4, /*with_slots=*/true);
   });
 }
 
@@ -175,14 +211,36 @@ TEST(DecodeCuda, BatchInvariantHoldsForManySequences) {
   on_cuda([](Context& gpu) {
     gpu.batch_invariant = true;
     for (const Case& c : cases())
-      if (fuses(c.config)) expect_bits_of_its_own(gpu, c, 7);
+      if (fuses(c.config)) expect_bits_of_its_own(gpu, c, 7, /*with_slots=*/false);
+  });
+}
+
+// Rows without a sequence share a slot.
+TEST(DecodeCuda, RowsAtRestChangeNoOther) {
+  on_cuda([](Context& gpu) {
+    for (const Case& c : cases()) {
+      if (!fuses(c.config)) continue;
+      const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+      Decoding busy(gpu, model.weights(), 4, 5), resting(gpu, model.weights(), 4, 5);
+      busy.use_slots({0, 1, 2, 3});
+      resting.use_slots({0, 4, 2, 4});
+      for (int step = 0; step < kSteps; ++step) {
+        for (Decoding* d : {&busy, &resting}) {
+          d->put(tokens_of(step, 4, c.config));
+          d->fused();
+        }
+        for (const int64_t slot : {0, 2})
+          ASSERT_EQ(resting.saved(slot), busy.saved(slot)) << c.name << " step " << step;
+      }
+    }
   });
 }
 
 TEST(DecodeCuda, AReplayGivesTheSameBits) {
   on_cuda([](Context& gpu) {
     for (const Case& c : cases()) {
-      Decoding eager(gpu, c.config, DType::bf16, 3, 3), replayed(gpu, c.config, DType::bf16, 3, 3);
+      const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+      Decoding eager(gpu, model.weights(), 3, 3), replayed(gpu, model.weights(), 3, 3);
       Recordings recordings;
       for (int step = 0; step < kSteps; ++step) {
         for (Decoding* d : {&eager, &replayed}) d->put(tokens_of(step, 3, c.config));

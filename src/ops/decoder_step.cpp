@@ -6,16 +6,21 @@
 namespace krait {
 namespace {
 
+void check_dense(const Tensor& t, const char* name) {
+  KRAIT_CHECK(t.contiguous(), std::string(name) + " must be contiguous");
+}
+
 // A matrix of T, or of i8 with scales.
 void check_matrix(const Tensor& weight, const Tensor& scale, const char* name, DType dtype,
                   int64_t rows, int64_t columns) {
   check_tensor(weight, name, scale ? DType::i8 : dtype, {rows, columns});
-  KRAIT_CHECK(weight.contiguous(), std::string(name) + " must be contiguous");
+  check_dense(weight, name);
   check_optional(scale, name, DType::f32, {rows});
 }
 
-void check_layer(const Context& ctx, const DecoderLayer& l, DType dtype, int64_t num_seqs,
-                 int64_t d_model, const Tensor& slot) {
+// first: the first layer, whose shapes all have.
+void check_layer(const Context& ctx, const DecoderLayer& l, const DecoderLayer& first, DType dtype,
+                 int64_t num_seqs, int64_t d_model, const Tensor& slot) {
   check_tensor(l.D, "D", DType::f32, {-1});
   const int64_t d_inner = l.D.shape[0];
   check_tensor(l.norm, "norm", DType::f32, {d_model});
@@ -33,6 +38,16 @@ void check_layer(const Context& ctx, const DecoderLayer& l, DType dtype, int64_t
   check_tensor(l.conv, "conv", DType::f32, {-1, l.conv1d_weight.shape[1] - 1, d_inner});
   check_tensor(l.ssm, "ssm", DType::f32, {l.conv.shape[0], d_inner, d_state});
   check_slots(ctx, slot, l.ssm, num_seqs);
+  check_dense(l.conv1d_weight, "conv1d_weight");
+  check_dense(l.x_proj, "x_proj");
+  check_dense(l.dt_proj, "dt_proj");
+  check_dense(l.A, "A");
+  check_dense(l.conv, "conv");
+  check_dense(l.ssm, "ssm");
+  KRAIT_CHECK(l.A.shape == first.A.shape && l.dt_proj.shape == first.dt_proj.shape &&
+                  l.conv1d_weight.shape == first.conv1d_weight.shape &&
+                  l.in_proj.dtype == first.in_proj.dtype,
+              "layers differ in shape");
 }
 
 }  // namespace
@@ -46,12 +61,14 @@ void decoder_step(Context& ctx, const DecoderStep& op) {
   check_tensor(op.tokens, "tokens", DType::i32, {-1});
   const int64_t num_seqs = op.tokens.shape[0];
   check_tensor(op.embedding, "embedding", dtype, {-1, -1});
+  check_dense(op.embedding, "embedding");
   const int64_t vocab_size = op.embedding.shape[0], d_model = op.embedding.shape[1];
   check_tensor(op.norm_f, "norm_f", DType::f32, {d_model});
   check_matrix(op.head, op.head_scale, "head", dtype, vocab_size, d_model);
   check_tensor(op.logits, "logits", DType::f32, {num_seqs, vocab_size});
   KRAIT_CHECK(!op.layers.empty());
-  for (const DecoderLayer& l : op.layers) check_layer(ctx, l, dtype, num_seqs, d_model, op.slot);
+  for (const DecoderLayer& l : op.layers)
+    check_layer(ctx, l, op.layers[0], dtype, num_seqs, d_model, op.slot);
   ctx.engine().decoder_step(ctx, op);
 }
 

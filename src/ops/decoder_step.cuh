@@ -28,7 +28,7 @@ struct DecoderArgs {
   const float* head_scale;
   float* logits;
   int64_t logits_stride;
-  uint32_t* round;  // rounds so far: one a layer
+  uint32_t* round;  // rounds so far: one a layer; they wrap after 2^32, when no word is so old
   FlaggedWord *residual, *u, *y, *x_dbl;
   DecoderShared shared;
   int num_seqs, d_model, d_inner, d_state, dt_rank, x_proj_rows, vocab_size;
@@ -57,7 +57,6 @@ struct Share {
 };
 
 enum class DecoderProduct { in_proj, x_proj, dt_proj, out_proj, head };
-inline constexpr int kDecoderProducts = 5;
 
 // The products of a step in their order: four of each layer, then the head.
 template <class W>
@@ -187,8 +186,8 @@ __device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, bf16* x, float*
   if (live) pad_vector<kSeqs>(x, a.dt_rank);
 }
 
-// The residual stream of all sequences, normed, into x: from the embedding (round 0) or from the
-// blocks that own it. `own`: (num_seqs, max_out_rows): this block's part, filled where the launch
+// The residual stream of all sequences, normed, into x: from the embedding or from the blocks that
+// own it. `own`: (num_seqs, max_out_rows): this block's part, filled where the launch
 // begins.
 template <int kSeqs>
 __device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, float* own,

@@ -34,7 +34,7 @@ class Decoder {
     return reinterpret_cast<DecoderLayerArgs*>(memory + a.shared.layers);
   }
   static __device__ const void* ring_in(const DecoderArgs& a, char* memory) {
-    __syncthreads();  // the shapes are there
+    __syncthreads();  // the shapes are there, which the ring, made next, reads
     return memory + a.shared.ring;
   }
 
@@ -303,7 +303,7 @@ class Decoder {
   float *z_, *u_;    // (kSeqs, max_channels)
   float* delta_;     // (kSeqs, max_channels)
   float* residual_;  // (kSeqs, max_out_rows)
-  float* norm_;      // (warps)
+  float* norm_;      // (kSeqs, warps)
   int* slots_;       // (kSeqs)
   uint32_t round_;
 };

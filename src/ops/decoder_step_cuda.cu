@@ -7,6 +7,8 @@
 namespace krait::cuda {
 namespace {
 
+static_assert(sizeof(DecoderArgs) <= 32764);  // what arguments of a launch may take
+
 // Grid: one block for each multiprocessor, all resident; which rows a block owns, and why that
 // shape: decoder_step_plan.h. Four exchanges a layer (flagged_words.cuh): the residual, u, x_dbl,
 // y. A block writes what it publishes over the last layer's only after it has taken over something
@@ -139,14 +141,20 @@ void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStrea
 
 bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
   const State& state = state_of(ctx);
-  if (!state.cooperative || op.embedding.dtype != DType::bf16) return false;
+  if (!state.cooperative || op.embedding.dtype != DType::bf16 || op.layers.empty()) return false;
   // More sequences are faster by the ops, whose products then take all of them at once.
-  if (op.tokens.shape[0] > kDecoderMaxSeqs && !ctx.batch_invariant) return false;
-  for (const DecoderLayer& l : op.layers)
+  const int64_t num_seqs = op.tokens.shape[0];
+  if (num_seqs > kDecoderMaxSeqs && !ctx.batch_invariant) return false;
+  for (const DecoderLayer& l : op.layers) {
+    if (l.in_proj.dtype != op.head.dtype || l.out_proj.dtype != op.head.dtype) return false;
     for (const Tensor* t :
          {&l.norm, &l.in_proj, &l.conv1d_weight, &l.x_proj, &l.dt_proj, &l.A, &l.out_proj, &l.ssm})
       if (!aligned(*t)) return false;
-  return aligned(op.embedding) && aligned(op.head) && aligned(op.norm_f) && plan_of(ctx, op).usable;
+  }
+  if (!aligned(op.embedding) || !aligned(op.head) || !aligned(op.norm_f)) return false;
+  const DecoderStepPlan plan = plan_of(ctx, op);
+  // A launch for each sequence would read the weights as often.
+  return plan.usable && (num_seqs <= plan.seqs || ctx.batch_invariant);
 }
 
 void decoder_step(Context& ctx, const DecoderStep& op) {

@@ -17,7 +17,7 @@ bool shape_fits(const DecoderShape& s) {
          s.d_inner % row_multiple == 0 && s.d_model % row_multiple == 0;
 }
 
-// The most sequences of one launch, no more than there are, whose vectors fit.
+// By the kernel for `seqs` sequences, whether it fits or not.
 DecoderStepPlan plan_for(const DecoderShape& s, int multiprocessors, int seqs) {
   DecoderStepPlan p;
   p.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, s.d_inner / 2));
@@ -39,7 +39,7 @@ DecoderExchange DecoderExchange::of(const DecoderShape& s, int seqs) {
   e.u = e.residual + seqs * s.d_model;
   e.y = e.u + seqs * s.d_inner / 2;
   e.x_dbl = e.y + seqs * s.d_inner / 2;
-  e.words = e.x_dbl + seqs * round_up(s.x_proj_rows(), 2);
+  e.words = e.x_dbl + seqs * s.x_proj_rows();
   return e;
 }
 
@@ -63,7 +63,7 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
   m.delta = floats(p.max_channels);
   m.residual = floats(p.max_out_rows);
   m.norm = floats(kDecoderWarps);
-  m.shapes = take(5 * 28);
+  m.shapes = take(size_t{kDecoderProducts} * kDecoderProductBytes);
   m.slots = take(4 * seqs);
   m.layers = take(size_t{kDecoderLayerBytes} *
                   static_cast<size_t>(std::min<int64_t>(s.n_layer, kDecoderMaxLayers)));
@@ -73,8 +73,10 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
 
 DecoderStepPlan plan_decoder_step(const DecoderShape& s, int multiprocessors, size_t shared_bytes) {
   if (!shape_fits(s) || s.num_seqs < 1) return {};
-  for (const int seqs : {kDecoderMaxSeqs, 1}) {
-    if (s.num_seqs == 1 && seqs > 1) continue;
+  // Either kernel serves any number, with the same bits: whether there is a plan does not depend on
+  // it.
+  const bool one = s.num_seqs == 1;
+  for (const int seqs : {one ? 1 : kDecoderMaxSeqs, one ? kDecoderMaxSeqs : 1}) {
     DecoderStepPlan p = plan_for(s, multiprocessors, seqs);
     // A sequence's residual is taken over by 1 / seqs of the threads.
     const int64_t pairs = int64_t{decoder_residual_pairs(seqs)} * (kDecoderThreads / seqs);
@@ -82,12 +84,6 @@ DecoderStepPlan plan_decoder_step(const DecoderShape& s, int multiprocessors, si
     if (p.usable) return p;
   }
   return {};
-}
-
-std::string DecoderStepPlan::to_string() const {
-  if (!usable) return "op by op";
-  return std::to_string(blocks) + " blocks, " + std::to_string(seqs) + " sequences a launch, " +
-         std::to_string(shared_bytes) + " bytes of shared memory";
 }
 
 }  // namespace krait::cuda

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
 namespace krait::cuda {
 
@@ -21,8 +20,11 @@ inline constexpr int kDecoderPieceBytes = 128;  // of each row of a tile, copied
 inline constexpr int kDecoderMaxSeqs = 4;
 inline constexpr int kDecoderMaxLayers = 64;    // of a launch: their addresses are its arguments
 inline constexpr int kDecoderLayerBytes = 128;  // of these
+inline constexpr int kDecoderProducts = 5;      // kinds of matrices, and what describes one
+inline constexpr int kDecoderProductBytes = 28;
 
-// Pieces of the weights that a warp has under way, for kernels of up to `seqs` sequences.
+// Pieces of the weights that a warp has under way, in the kernel for `seqs` (1 or
+// kDecoderMaxSeqs) sequences.
 constexpr int decoder_stages(int seqs) { return seqs == 1 ? 12 : 8; }
 // Rows whose sums the warps bring together at a time: a thread for each row and sequence.
 constexpr int decoder_group_rows(int seqs) { return seqs == 1 ? 128 : kDecoderThreads / seqs; }
@@ -40,8 +42,6 @@ struct DecoderStepPlan {
   int64_t x_stride = 0;  // elements of a row of the vectors that matrices are multiplied with
   size_t shared_bytes = 0;
   int64_t exchange_words = 0;  // of global memory: all that blocks publish
-
-  std::string to_string() const;
 };
 
 // Word offsets into the exchange buffer, for `seqs` sequences.

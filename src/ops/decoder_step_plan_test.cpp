@@ -84,7 +84,7 @@ TEST(DecoderStepPlan, SharedMemoryHoldsEverything) {
         4 * seqs * 32,
         4 * seqs * 16,
         4 * seqs * warps,
-        5 * 28,
+        size_t{kDecoderProducts} * kDecoderProductBytes,
         4 * seqs,
         size_t{48} * kDecoderLayerBytes};
     for (size_t i = 0; i < least.size(); ++i) {
@@ -93,6 +93,22 @@ TEST(DecoderStepPlan, SharedMemoryHoldsEverything) {
     }
     EXPECT_EQ(p.shared_bytes, m.bytes);
   }
+}
+
+// A sequence alone and the same one among others must go the same way.
+TEST(DecoderStepPlan, WhetherItIsUsableDoesNotDependOnTheNumberOfSequences) {
+  int usable = 0;
+  for (const size_t shared : {size_t{101376}, size_t{166912}, kHopperShared})
+    for (const int64_t d_model : {128, 768, 1024, 1536, 2048, 4096})
+      for (const int multiprocessors : {84, 108, 132}) {
+        const bool one = plan_decoder_step(shape(d_model, 48, 1), multiprocessors, shared).usable;
+        usable += one;
+        for (int64_t num_seqs = 2; num_seqs <= 9; ++num_seqs)
+          EXPECT_EQ(plan_decoder_step(shape(d_model, 48, num_seqs), multiprocessors, shared).usable,
+                    one)
+              << d_model << " " << shared << " " << num_seqs;
+      }
+  EXPECT_GT(usable, 0);
 }
 
 TEST(DecoderStepPlan, EveryBlockOwnsAPairOfChannels) {

@@ -28,6 +28,7 @@ struct ProductShape {
   int high_step;  // rows of the matrix from a low row to its high row
   int tiles;
 };
+static_assert(sizeof(ProductShape) == kDecoderProductBytes);
 
 // A warp's share of a row, in pieces: the warps cut the sum among themselves.
 struct WarpPieces {
@@ -123,7 +124,7 @@ class WeightRing {
   template <class Products>
   __device__ __forceinline__ WeightRing(const void* ring, const Products& products)
       : cursor_(products) {
-    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, row = lane / 8;
+    const int thread = thread_index(), lane = thread % 32, row = lane / 8;
     begin_ = shared_address(ring) + static_cast<uint32_t>(thread / 32 * kStages) * kPieceBytes;
     offset_ = static_cast<uint32_t>(row * kDecoderPieceBytes + (lane % 8 ^ row % 2 * 4) * 16);
     at_ = begin_;

@@ -99,12 +99,11 @@ State::State() {
 State::~State() { cudaStreamDestroy(stream); }
 
 void* State::lasting_memory(size_t bytes) {
-  Buffer& buffer = lasting_[bytes];
-  if (buffer.bytes() == 0) {
-    buffer = Buffer(bytes, device_memory());
-    device_memory().zero(buffer.data(), bytes);
-  }
-  return buffer.data();
+  const auto found = lasting_.find(bytes);
+  if (found != lasting_.end()) return found->second.data();
+  Buffer buffer(bytes, device_memory());
+  device_memory().zero(buffer.data(), bytes);
+  return lasting_.emplace(bytes, std::move(buffer)).first->second.data();
 }
 
 }  // namespace krait::cuda

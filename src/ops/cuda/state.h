@@ -32,7 +32,7 @@ struct State {
   std::shared_ptr<Blas> blas;
 
   // Memory of so many bytes for what lasts from launch to launch, zero at first; always the same
-  // for the same size, since recordings hold its address.
+  // for the same size, since recordings hold its address: whoever asks for as many shares it.
   void* lasting_memory(size_t bytes);
 
  private:
