@@ -5,6 +5,7 @@
 #include <charconv>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -107,6 +108,10 @@ std::string whole_number(const std::string& text) {
              : "expected a whole number in 64 bits, got " + text;
 }
 
+std::string not_negative(const std::string& text) {
+  return std::strtod(text.c_str(), nullptr) >= 0 ? "" : "expected 0 or more, got " + text;
+}
+
 }  // namespace
 
 void SamplingFlags::add_to(CLI::App& app) {
@@ -119,12 +124,15 @@ void SamplingFlags::add_to(CLI::App& app) {
       ->check(whole_number)
       ->check(CLI::Range(int64_t{-1}, std::numeric_limits<int64_t>::max()));
   app.add_option("--temp", s.temperature, "Temperature; 0: always the most likely token")
+      ->check(not_negative)
       ->capture_default_str();
   app.add_option("--top-k", s.top_k, "Choose among the k most likely tokens; 0 or less: all")
       ->capture_default_str();
   app.add_option("--top-p", s.top_p, "Choose among the likeliest tokens that sum to p; 1: all")
+      ->check(CLI::Range(0.0f, 1.0f))
       ->capture_default_str();
   app.add_option("--min-p", s.min_p, "Leave out what is less likely than p times the likeliest")
+      ->check(CLI::Range(0.0f, 1.0f))
       ->capture_default_str();
   app.add_option("--repeat-penalty", s.repeat_penalty, "Penalty of repeated tokens; 1: none")
       ->capture_default_str();
