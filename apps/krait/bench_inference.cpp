@@ -77,11 +77,12 @@ std::vector<std::byte> time_prompts(Context& ctx, const Weights& w, const ModelB
     prompts.read(state, 0, chunks);
     logits(ctx, w, prompts.last_hidden(), out);
   });
-  if (chunks < kSteadyChunks) return state.save(0);
-  const int64_t half = chunks / 2;
-  const double seconds = time_of(ctx, bench.repeats, [&] { prompts.read(state, half, chunks); });
-  times.steady_token =
-      seconds / static_cast<double>((bench.prompt - prompts.tokens_before(half)) * bench.batch);
+  if (chunks >= kSteadyChunks) {
+    const int64_t half = chunks / 2;
+    const double seconds = time_of(ctx, bench.repeats, [&] { prompts.read(state, half, chunks); });
+    times.steady_token =
+        seconds / static_cast<double>((bench.prompt - prompts.tokens_before(half)) * bench.batch);
+  }
   return state.save(0);
 }
 

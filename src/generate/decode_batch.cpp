@@ -70,7 +70,7 @@ void DecodeBatch::start(std::span<const Sequence> sequences, int32_t token, bool
     sampled[i].tokens = static_cast<int64_t>(last.size());
     tokens[i] = token;
     slot[i] = static_cast<int32_t>(i);
-    if (i > 0) queue_copy(0, i);
+    if (i > 0) state_.copy(ctx_, 0, i);
   }
   sequence_.upload(count);
   recent_.upload(count);
@@ -94,8 +94,6 @@ void DecodeBatch::upload_rows() {
   slot_.upload(rows_);
 }
 
-void DecodeBatch::queue_copy(int64_t from, int64_t to) { state_.copy(ctx_, from, to); }
-
 // The rows' tokens through the model, up to the logits.
 void DecodeBatch::decode() {
   const auto rows = [this](const Tensor& t) { return t.slice(0, 0, rows_); };
@@ -105,7 +103,7 @@ void DecodeBatch::decode() {
 void DecodeBatch::queue_step() {
   KRAIT_CHECK(in_flight() < max_in_flight());
   if (rewinds_) {
-    if (queued_ % kSnapshotSteps == 0) queue_copy(0, snapshot_slot(queued_));
+    if (queued_ % kSnapshotSteps == 0) state_.copy(ctx_, 0, snapshot_slot(queued_));
     step_rows_.push_back(static_cast<int32_t>(rows_));
   }
   const auto rows = [this](const Tensor& t) { return t.slice(0, 0, rows_); };
@@ -144,7 +142,7 @@ void DecodeBatch::rewind(std::span<const int32_t> inputs) {
   // Of the two snapshots the later one may be of a step that is too many.
   const int64_t last = (static_cast<int64_t>(step_rows_.size()) - 1) / kSnapshotSteps;
   const int64_t snapshot = std::min(last, wanted / kSnapshotSteps) * kSnapshotSteps;
-  queue_copy(snapshot_slot(snapshot), 0);
+  state_.copy(ctx_, snapshot_slot(snapshot), 0);
   for (int64_t i = snapshot; i < wanted; ++i) {
     // As many rows as then, since that may decide how sums are ordered.
     rows_ = step_rows_[static_cast<size_t>(i)];
@@ -159,7 +157,7 @@ void DecodeBatch::rewind(std::span<const int32_t> inputs) {
 }
 
 std::vector<float> DecodeBatch::logits_after(int32_t token) {
-  queue_copy(0, spare_slot());
+  state_.copy(ctx_, 0, spare_slot());
   rows_ = 1;
   tokens_.host_ptr<int32_t>()[0] = token;
   slot_.host_ptr<int32_t>()[0] = spare_slot();

@@ -81,7 +81,6 @@ class DecodeBatch {
   int64_t snapshot_slot(int64_t step) const { return reserved_ + 1 + step / kSnapshotSteps % 2; }
   void upload_rows();
   void decode();
-  void queue_copy(int64_t from, int64_t to);
 
   Context& ctx_;
   const Weights& weights_;

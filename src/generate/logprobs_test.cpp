@@ -2,46 +2,21 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
-#include "core/rng.h"
+#include "ops/logits_test.h"
 
 namespace krait {
 namespace {
 
+using namespace logits_test;
+
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-std::vector<float> random_logits(size_t n, uint64_t seed, double spread = 3) {
-  Rng rng(seed);
-  std::vector<float> logits(n);
-  for (float& x : logits) x = static_cast<float>(spread * rng.normal());
-  return logits;
-}
-
-std::vector<double> softmax(std::span<const float> logits) {
-  double total = 0;
-  std::vector<double> p;
-  for (const float x : logits) total += p.emplace_back(std::exp(double{x}));
-  for (double& x : p) x /= total;
-  return p;
-}
-
-// Ids from most likely to least.
-std::vector<int32_t> ranked(std::span<const float> logits) {
-  std::vector<int32_t> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
-    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
-  });
-  return ids;
-}
 
 template <class Call>
 std::string message(Call&& call) {

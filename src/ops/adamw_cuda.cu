@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "ops/adamw_plan.h"
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/double_sums.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector.cuh"
@@ -64,8 +65,6 @@ struct StoreRoot {
   __device__ void operator()(double sum) const { *norm = static_cast<float>(sqrt(sum)); }
 };
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 }  // namespace
 
 void adamw(Context& ctx, const AdamW& op) {
@@ -76,7 +75,7 @@ void adamw(Context& ctx, const AdamW& op) {
                          .m = op.m.ptr<float>(),
                          .v = op.v.ptr<float>(),
                          .grad = op.grad.ptr<float>(),
-                         .norm = op.norm ? op.norm.ptr<float>() : nullptr,
+                         .norm = f32(op.norm),
                          .size = op.param.size(),
                          .max_norm = op.max_norm,
                          .beta1 = op.beta1,

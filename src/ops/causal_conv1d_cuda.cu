@@ -2,6 +2,7 @@
 // walks tokens with the last inputs in registers, so that every input is read once from memory (the
 // few tokens at a run's edge are read again, from L2).
 #include "ops/causal_conv1d_plan.h"
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/partial_sums.cuh"
@@ -518,8 +519,6 @@ __global__ void causal_conv1d_bwd_state(const Conv<T> op, const ConvGrad<T> grad
 
 template <class T>
 Conv<T> arguments(const CausalConv1d& op) {
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
-  const auto i32 = [](const Tensor& t) { return t ? t.ptr<int32_t>() : nullptr; };
   return {.x = op.x.ptr<T>(),
           .weight = f32(op.weight),
           .bias = f32(op.bias),
@@ -589,7 +588,7 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
         const ConvGrad<T> grad_args = {
             .dy = grad.dy.ptr<T>(),
             .dx = grad.dx.ptr<T>(),
-            .dstate = grad.dstate ? grad.dstate.ptr<float>() : nullptr,
+            .dstate = f32(grad.dstate),
             .partial = ctx.workspace().array<float>(plan.token_blocks * sums),
             .dy_stride = grad.dy.stride[0],
             .dx_stride = grad.dx.stride[0],
@@ -602,12 +601,11 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
         causal_conv1d_bwd_runs<T, vector>
             <<<grid, block, 0, gpu.stream>>>(args, grad_args, plan.run);
         check_launch("causal_conv1d_bwd_runs");
-        launch_add_partial_sums(
-            gpu.stream, grad_args.partial, plan.token_blocks, sums,
-            AddGradients{.dweight = grad.dweight.ptr<float>(),
-                         .dbias = grad.dbias ? grad.dbias.ptr<float>() : nullptr,
-                         .d_inner = args.d_inner,
-                         .d_conv = args.d_conv});
+        launch_add_partial_sums(gpu.stream, grad_args.partial, plan.token_blocks, sums,
+                                AddGradients{.dweight = grad.dweight.ptr<float>(),
+                                             .dbias = f32(grad.dbias),
+                                             .d_inner = args.d_inner,
+                                             .d_conv = args.d_conv});
         if (!grad_args.dstate) return;
         causal_conv1d_bwd_state<T>
             <<<flat_blocks(args.num_seqs * args.d_inner), kConvThreads, 0, gpu.stream>>>(args,
@@ -618,9 +616,6 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
 
 void causal_conv1d_step(Context& ctx, const CausalConv1d& op) {
   State& gpu = state_of(ctx);
-  const auto aligned = [](const Tensor& t) {
-    return reinterpret_cast<uintptr_t>(t.data) % 16 == 0;
-  };
   const bool vector_taps = op.weight.shape[1] == 4 && aligned(op.weight) && aligned(op.bias);
   dispatch<kConvStepVector, kConvStepVector>(
       op.x.dtype, {&op.x, &op.y, &op.state}, [&](auto tag, auto vector) {

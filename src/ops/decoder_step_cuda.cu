@@ -1,5 +1,6 @@
 // Decoder step on the GPU: one persistent kernel for the whole model.
 #include "core/dtype.h"
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
 #include "ops/decoder_step.h"
 #include "ops/decoder_step_block.cuh"
@@ -40,10 +41,6 @@ DecoderStepPlan plan_of(Context& ctx, const DecoderStep& op) {
   const State& state = state_of(ctx);
   return plan_decoder_step(shape_of(op), state.multiprocessors, state.shared_bytes_per_block);
 }
-
-bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
-
-const float* f32(const Tensor& t) { return t ? t.ptr<float>() : nullptr; }
 
 DecoderLayerArgs args_of(const DecoderLayer& l) {
   return {.norm = f32(l.norm),

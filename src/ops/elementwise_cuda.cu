@@ -1,4 +1,5 @@
 // Passes over tensors on a GPU.
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/double_sums.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector.cuh"
@@ -19,8 +20,6 @@ __global__ void __launch_bounds__(kElementwiseThreads)
     for (int64_t j = i; j < count; ++j) f(std::integral_constant<int, 1>{}, j);
   }
 }
-
-bool aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
 
 template <class F>
 void for_each_element(Context& ctx, std::initializer_list<const Tensor*> tensors, const char* name,

@@ -123,7 +123,7 @@ void launch(Context& ctx, const Linear& op) {
   const TiledProduct<Y> p{.x = op.x.ptr<bf16>(),
                           .weight = op.weight.ptr<int8_t>(),
                           .scale = op.weight_scale.ptr<float>(),
-                          .bias = op.bias ? op.bias.ptr<float>() : nullptr,
+                          .bias = f32(op.bias),
                           .y = op.y.ptr<Y>(),
                           .tokens = op.x.shape[0],
                           .in = op.x.shape[1],

@@ -85,9 +85,9 @@ void launch_scale_and_bias(Context& ctx, const Tensor& from, const Tensor& scale
   dispatch_f32_bf16(to.dtype, [&](auto y) {
     using Y = typename decltype(y)::type;
     const auto kernel = vectors ? linear_scale_and_bias<V, Y> : linear_scale_and_bias<1, Y>;
-    kernel<<<grid, kBiasThreads, 0, state_of(ctx).stream>>>(
-        from.ptr<float>(), from.stride[0], scale ? scale.ptr<float>() : nullptr,
-        bias ? bias.ptr<float>() : nullptr, to.ptr<Y>(), to.stride[0], rows, width);
+    kernel<<<grid, kBiasThreads, 0, state_of(ctx).stream>>>(from.ptr<float>(), from.stride[0],
+                                                            f32(scale), f32(bias), to.ptr<Y>(),
+                                                            to.stride[0], rows, width);
   });
   check_launch("linear_scale_and_bias");
 }

@@ -1,13 +1,10 @@
 // What the linear layer needs besides matrix products. Used by linear_cuda.cpp only.
 #pragma once
 
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
 
 namespace krait::cuda {
-
-inline bool aligned(const void* p, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
-}
 
 // y = x weight^T + bias; a row's bits do not depend on the number of rows.
 void launch_matvec(Context&, const Linear&);

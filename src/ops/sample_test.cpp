@@ -4,17 +4,19 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numeric>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "ops/logits_test.h"
 #include "ops/op_test.h"
 #include "ops/sample_plan.h"
 #include "ops/sample_weight.h"
 
 namespace krait::op_test {
 namespace {
+
+using namespace logits_test;
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -245,31 +247,6 @@ SamplingParams neutral() {
   p.top_p = 1;
   p.min_p = 0;
   return p;
-}
-
-std::vector<float> random_logits(size_t n, uint64_t seed, double spread = 3) {
-  Rng rng(seed);
-  std::vector<float> logits(n);
-  for (float& x : logits) x = static_cast<float>(spread * rng.normal());
-  return logits;
-}
-
-std::vector<double> softmax(std::span<const float> logits, double temperature = 1) {
-  double total = 0;
-  std::vector<double> p;
-  for (const float x : logits) total += p.emplace_back(std::exp(x / temperature));
-  for (double& x : p) x /= total;
-  return p;
-}
-
-// Ids from most likely to least.
-std::vector<int32_t> ranked(std::span<const float> logits) {
-  std::vector<int32_t> ids(logits.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
-    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
-  });
-  return ids;
 }
 
 std::vector<int> counts(const SamplingParams& params, std::span<const float> logits, int draws,

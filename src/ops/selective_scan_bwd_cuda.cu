@@ -1,6 +1,7 @@
 // The selective scan's backward pass on a GPU: the walk through time, and the sums of what blocks
 // leave. selective_scan_bwd_block.cuh has what a block does with a tile. The shapes of models go to
 // selective_scan_bwd_streams_cuda.cu; this is for every other.
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/partial_sums.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector_access.h"
@@ -168,8 +169,6 @@ struct AddTo {
   }
 };
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 template <class T>
 Args<T> arguments(const SelectiveScan& op, const SelectiveScanGrad& grad) {
   Args<T> a{};
@@ -182,11 +181,10 @@ Args<T> arguments(const SelectiveScan& op, const SelectiveScanGrad& grad) {
   bind(grad.du, a.du, a.du_row), bind(grad.ddt, a.ddt, a.ddt_row);
   bind(grad.dz, a.dz, a.dz_row), bind(grad.y, a.y, a.y_row);
   a.B_group = op.B.stride[1], a.C_group = op.C.stride[1];
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
   a.A = f32(op.A), a.D = f32(op.D), a.dt_bias = f32(op.dt_bias);
   a.state = f32(op.state), a.saved = f32(op.saved), a.dstate = f32(grad.dstate);
   a.seq_start = op.seq_start.ptr<int32_t>();
-  a.slot = op.slot ? op.slot.ptr<int32_t>() : nullptr;
+  a.slot = i32(op.slot);
   a.tokens = op.u.shape[0];
   a.num_seqs = static_cast<int>(op.seq_start.shape[0] - 1);
   a.d_inner = static_cast<int>(op.u.shape[1]), a.d_state = static_cast<int>(op.A.shape[1]);
@@ -244,7 +242,6 @@ void launch(Context& ctx, const SelectiveScan& op, const SelectiveScanGrad& grad
   add_blocks<T>(sums, grad.dB, gpu.stream);
   sums.partial = a.dC;
   add_blocks<T>(sums, grad.dC, gpu.stream);
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
   launch_add_partial_sums(gpu.stream, a.dA, plan.walkers, plane,
                           AddTo{f32(grad.dA), nullptr, plane});
   launch_add_partial_sums(gpu.stream, a.dD_dbias, plan.walkers, int64_t{2} * a.d_inner,

@@ -12,6 +12,7 @@
 // that is over rows: a product with the identity turns the values around, a second one adds them up
 // into the token's column. q and w, whose sum over tokens is ddt_bias in f32, go through shared
 // memory.
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/partial_sums.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector_access.h"
@@ -96,11 +97,10 @@ Args arguments(const SelectiveScan& op, const SelectiveScanGrad& grad) {
   bind(grad.du, a.du, a.du_row), bind(grad.ddt, a.ddt, a.ddt_row);
   bind(grad.dz, a.dz, a.dz_row), bind(grad.y, a.y, a.y_row);
   a.B_group = op.B.stride[1], a.C_group = op.C.stride[1];
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
   a.A = f32(op.A), a.D = f32(op.D), a.dt_bias = f32(op.dt_bias);
   a.state = f32(op.state), a.saved = f32(op.saved), a.dstate = f32(grad.dstate);
   a.seq_start = op.seq_start.ptr<int32_t>();
-  a.slot = op.slot ? op.slot.ptr<int32_t>() : nullptr;
+  a.slot = i32(op.slot);
   a.tokens = op.u.shape[0];
   a.num_seqs = static_cast<int>(op.seq_start.shape[0] - 1);
   a.d_inner = static_cast<int>(op.u.shape[1]);
@@ -121,8 +121,6 @@ void allocate(Args& a, const ScanStreamsPlan& plan, Arena& work) {
   }
   if (plan.part > 0) a.behind_part = work.array<float>(plan.part_slots * plane);
 }
-
-bool aligned(const Tensor& t) { return !t || reinterpret_cast<uintptr_t>(t.data) % 16 == 0; }
 
 template <int kWarps>
 void walk(const Args& a, const ScanStreamsPlan& plan, cudaStream_t stream) {
@@ -177,7 +175,6 @@ void selective_scan_bwd_streams(Context& ctx, const SelectiveScan& op,
       sum(a.dB, grad.dB), sum(a.dC, grad.dC), a.tokens, groups,
       static_cast<int>(plan.group_blocks));
   check_launch("selective_scan_bwd_streams_add");
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
   launch_add_partial_sums(gpu.stream, a.dA, plan.walkers, plane,
                           AddTo{f32(grad.dA), nullptr, plane});
   launch_add_partial_sums(gpu.stream, a.dD_dbias, plan.walkers, int64_t{2} * a.d_inner,

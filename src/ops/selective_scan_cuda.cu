@@ -2,6 +2,7 @@
 // where sequences are few and long, their segments (selective_scan_plan.h) are scanned side by side
 // by three kernels; where channels are few, too, another kernel's warps take turns.
 #include "core/dtype.h"
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector_access.h"
 #include "ops/engine.h"
@@ -194,7 +195,6 @@ __global__ void __launch_bounds__(kChainThreads)
 
 Args arguments(const SelectiveScan& op) {
   Args a{};
-  const auto row = [](const Tensor& t) { return t ? t.stride[0] : 0; };
   a.u = op.u.data, a.dt = op.dt.data, a.z = op.z ? op.z.data : op.u.data, a.B = op.B.data,
   a.C = op.C.data;
   a.y = op.y.data, a.gated = static_cast<bool>(op.z);
@@ -202,16 +202,14 @@ Args arguments(const SelectiveScan& op) {
   a.y_row = row(op.y);
   a.B_row = row(op.B), a.C_row = row(op.C);
   a.B_group = op.B.stride[1], a.C_group = op.C.stride[1];
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
   a.A = f32(op.A), a.D = f32(op.D), a.dt_bias = f32(op.dt_bias);
   a.state = f32(op.state), a.saved = f32(op.saved);
-  a.seq_start = op.seq_start ? op.seq_start.ptr<int32_t>() : nullptr;
+  a.seq_start = i32(op.seq_start);
   a.slot = op.state && op.slot ? op.slot.ptr<int32_t>() : nullptr;
   a.d_inner = static_cast<int>(op.u.shape[1]);
   a.d_state = static_cast<int>(op.A.shape[1]);
   a.group_width = static_cast<int>(op.u.shape[1] / op.B.shape[1]);
   a.vector_states = vector_rows(op.B, 4) && vector_rows(op.C, 4);
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   a.vector_saved = op.A.shape[1] % 4 == 0 && aligned(a.A) && aligned(a.state) && aligned(a.saved);
   return a;
 }

@@ -1,5 +1,6 @@
 // Selective scan on the GPU, one token for each sequence: the state is read and written once.
 #include "core/dtype.h"
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector.cuh"
@@ -113,9 +114,6 @@ void selective_scan_step(Context& ctx, const SelectiveScan& op) {
                                                       .d_state = op.A.shape[1],
                                                       .n_groups = op.B.shape[1]},
                                                      state_of(ctx).multiprocessors);
-  const auto row = [](const Tensor& t) { return t ? t.stride[0] : 0; };
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const Args a = {
       .u = op.u.data,
       .dt = op.dt.data,
@@ -135,7 +133,7 @@ void selective_scan_step(Context& ctx, const SelectiveScan& op) {
       .D = f32(op.D),
       .dt_bias = f32(op.dt_bias),
       .state = f32(op.state),
-      .slot = op.slot ? op.slot.ptr<int32_t>() : nullptr,
+      .slot = i32(op.slot),
       .num_seqs = static_cast<int>(op.u.shape[0]),
       .d_inner = static_cast<int>(op.u.shape[1]),
       .d_state = static_cast<int>(op.A.shape[1]),

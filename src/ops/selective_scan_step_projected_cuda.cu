@@ -1,5 +1,6 @@
 // Selective scan on the GPU, one token for each sequence, with dt_proj: the kernel for many
 // sequences. Its product costs little beside reading and writing the state, and a launch less.
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/math.cuh"
@@ -202,7 +203,6 @@ void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
 }  // namespace
 
 bool scan_step_projects(Context&, const SelectiveScan& op) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   return op.u.dtype == DType::bf16 && scan_step_projects_shape(shape_of(op), op.dt.shape[1]) &&
          vector_rows(op.u, kItem) && vector_rows(op.dt, 8) && vector_rows(op.z, kItem) &&
          vector_rows(op.B, 8) && vector_rows(op.C, 8) && vector_rows(op.y, kItem) &&
@@ -212,8 +212,6 @@ bool scan_step_projects(Context&, const SelectiveScan& op) {
 void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op) {
   const ScanStepProjectedPlan plan =
       plan_selective_scan_step_projected(shape_of(op), state_of(ctx).multiprocessors);
-  const auto row = [](const Tensor& t) { return t ? t.stride[0] : 0; };
-  const auto f32 = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
   const Args a = {.u = op.u.ptr<bf16>(),
                   .dt = op.dt.ptr<bf16>(),
                   .z = op.z ? op.z.ptr<bf16>() : nullptr,
@@ -231,7 +229,7 @@ void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op)
                   .D = f32(op.D),
                   .dt_bias = f32(op.dt_bias),
                   .state = f32(op.state),
-                  .slot = op.slot ? op.slot.ptr<int32_t>() : nullptr,
+                  .slot = i32(op.slot),
                   .num_seqs = static_cast<int>(op.u.shape[0]),
                   .d_inner = static_cast<int>(op.u.shape[1]),
                   .dt_rank = static_cast<int>(op.dt.shape[1]),
