@@ -2,6 +2,7 @@
 // channels in turn, and each computes what it can before the state reaches it.
 #pragma once
 
+#include "ops/cuda/mbarrier.cuh"
 #include "ops/selective_scan_fwd.cuh"
 
 namespace krait::cuda::scan_fwd {
@@ -66,20 +67,10 @@ struct Relay {
 
   // The 32 lanes of the warp before arrive; turn: how often this warp has waited.
   static __device__ void wait(Shared& shared, uint32_t turn) {
-    const uint32_t at = shared_address(&shared.handed[warp()]);
-    uint32_t done = 0;
-    while (done == 0)
-      asm volatile(
-          "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, "
-          "p; }"
-          : "=r"(done)
-          : "r"(at), "r"(turn & 1)
-          : "memory");
+    wait_for_phase(shared_address(&shared.handed[warp()]), turn);
   }
   static __device__ void hand_on(Shared& shared) {
-    const uint32_t at = shared_address(&shared.handed[(warp() + 1) % kWarps]);
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(at)
-                 : "memory");
+    arrive(shared_address(&shared.handed[(warp() + 1) % kWarps]));
   }
 
   // A_bar and delta B u of a step; A_bar makes place for the state.
@@ -264,10 +255,7 @@ struct Relay {
                 a.vector_saved);
     shared.carry.h[thread()] = make_float4(w.x.h[0], w.x.h[1], w.x.h[2], w.x.h[3]);
     shared.carry.g[thread()] = make_float4(0, 0, 0, 0);
-    if (thread() < kWarps)
-      asm volatile(
-          "mbarrier.init.shared.b64 [%0], 32;" ::"r"(shared_address(&shared.handed[thread()]))
-          : "memory");
+    if (thread() < kWarps) init_mbarrier(shared_address(&shared.handed[thread()]), 32);
   }
 
   // The piece is a whole sequence.

@@ -1,0 +1,45 @@
+// Barriers in shared memory at which some threads, or bulk copies, arrive and others wait: a phase
+// ends when as many have arrived as the barrier counts, and all bytes that were announced.
+#pragma once
+
+#include <cstdint>
+
+namespace krait::cuda {
+
+__device__ __forceinline__ void init_mbarrier(uint32_t barrier, int count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(barrier)
+               : "memory");
+}
+
+#if __CUDA_ARCH__ >= 900
+// Arrives, and announces bytes of bulk copies.
+__device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+#endif
+
+// Until phase number `phase` (from 0 on; its parity counts) has ended. At most one phase behind.
+__device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t phase) {
+  uint32_t done = 0;
+  while (done == 0)
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(phase & 1)
+        : "memory");
+#else
+    asm volatile(
+        "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(phase & 1)
+        : "memory");
+#endif
+}
+
+}  // namespace krait::cuda
