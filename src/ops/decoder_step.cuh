@@ -33,7 +33,7 @@ struct DecoderArgs {
   DecoderShared shared;
   int num_seqs, d_model, d_inner, d_state, dt_rank, x_proj_rows, vocab_size;
   int x_stride, max_channels, max_out_rows;
-  float eps;
+  float eps, per_d_model;  // per_d_model: 1 / d_model
   bool residual_f32;
 };
 
@@ -45,13 +45,18 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+__device__ __forceinline__ float low_of(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_of(uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000u);
+}
+
 // Of `count` things, in `unit`s, the ones that a block owns.
 struct Share {
   int begin, end;
   __device__ Share(int count, int unit = 1) {
-    const int64_t units = count / unit, blocks = gridDim.x, block = blockIdx.x;
-    begin = static_cast<int>(block * units / blocks) * unit;
-    end = static_cast<int>((block + 1) * units / blocks) * unit;
+    const auto blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
+    begin = block * (count / unit) / blocks * unit;
+    end = (block + 1) * (count / unit) / blocks * unit;
   }
   __device__ int size() const { return end - begin; }
 };
@@ -63,24 +68,28 @@ template <class W>
 class DecoderProducts {
  public:
   // shapes: kDecoderProducts, layers: n_layer; in shared memory, where a layer's addresses are at
-  // hand (as arguments they would be fetched from far away, each for the first time). Filled here,
-  // there for all behind a barrier.
-  __device__ __forceinline__ DecoderProducts(const DecoderArgs& a, ProductShape* shapes,
-                                             DecoderLayerArgs* layers)
-      : a_(a), shapes_(shapes), layers_(layers) {
+  // hand (as arguments they would be fetched from far away, each for the first time).
+  __device__ __forceinline__ DecoderProducts(const DecoderArgs& a, char* memory)
+      : a_(a),
+        shapes_(reinterpret_cast<ProductShape*>(memory + a.shared.shapes)),
+        layers_(reinterpret_cast<DecoderLayerArgs*>(memory + a.shared.layers)) {}
+
+  // By the whole block, there for all behind a barrier.
+  __device__ __forceinline__ void fill() const {
+    const DecoderArgs& a = a_;
     const auto* from = reinterpret_cast<const uint64_t*>(a.layer);
-    auto* to = reinterpret_cast<uint64_t*>(layers);
-    for (int i = thread_index(); i < a.n_layer * kDecoderLayerBytes / 8; i += kDecoderThreads)
-      to[i] = from[i];
-    if (threadIdx.x > 0) return;
+    auto* to = reinterpret_cast<uint64_t*>(layers_);
+    const auto thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    for (int i = thread; i < a.n_layer * kDecoderLayerBytes / 8; i += threads) to[i] = from[i];
+    if (thread > 0) return;
     constexpr int kBytes = static_cast<int>(sizeof(W)), kPlain = static_cast<int>(sizeof(bf16));
     const Share channels(a.d_inner, 2);
-    shapes[0] = {a.d_model * kBytes, channels.begin,           channels.size(), 8, 0,
-                 a.d_inner,          (channels.size() + 7) / 8};
-    shapes[1] = plain(a.d_inner * kPlain, Share(a.x_proj_rows, 4));
-    shapes[2] = plain(a.dt_rank * kPlain, channels);
-    shapes[3] = plain(a.d_inner * kBytes, Share(a.d_model));
-    shapes[4] = plain(a.d_model * kBytes, Share(a.head ? a.vocab_size : 0));
+    shapes_[0] = {a.d_model * kBytes, channels.begin,           channels.size(), 8, 0,
+                  a.d_inner,          (channels.size() + 7) / 8};
+    shapes_[1] = plain(a.d_inner * kPlain, Share(a.x_proj_rows, 4));
+    shapes_[2] = plain(a.dt_rank * kPlain, channels);
+    shapes_[3] = plain(a.d_inner * kBytes, Share(a.d_model));
+    shapes_[4] = plain(a.d_model * kBytes, Share(a.head ? a.vocab_size : 0));
   }
 
   __device__ int count() const { return 4 * a_.n_layer + 1; }
@@ -112,8 +121,8 @@ class DecoderProducts {
   }
 
   const DecoderArgs& a_;
-  const ProductShape* shapes_;
-  const DecoderLayerArgs* layers_;
+  ProductShape* const shapes_;
+  DecoderLayerArgs* const layers_;
 };
 
 // A thread's place among those that take over one sequence's values.
@@ -125,23 +134,54 @@ struct SeqThread {
   __device__ int share(int count) const { return (count - index + kThreads - 1) / kThreads; }
 };
 
-// Zeros behind the `width` elements of a vector, to the end of the last piece, of bytes too.
-template <int kSeqs>
-__device__ void pad_vector(bf16* x, int width) {
-  const SeqThread<kSeqs> me;
-  const int end = (width + 127) / 128 * 128;
-  for (int i = width + me.index; i < end; i += me.kThreads) x[i] = bf16{};
+// What matrices are multiplied with: for each sequence a row of x_stride elements of bf16, or of
+// the high and low bytes of as many elements of `scale`.
+struct Vectors {
+  bf16* x;
+  float* scale;    // (kSeqs)
+  float* partial;  // (2, kSeqs, warps)
+};
+
+// Largest magnitude, or no number if one is none.
+__device__ __forceinline__ float max_magnitude(float a, float b) {
+  float m;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(fabsf(a)), "f"(fabsf(b)));
+  return m;
+}
+__device__ __forceinline__ float warp_max(float m) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) m = max_magnitude(m, __shfl_xor_sync(~0u, m, d));
+  return m;
 }
 
-// Vectors of bf16 pairs of all sequences, (num_seqs, width / 2) words, into x.
-template <int kSeqs>
-__device__ __forceinline__ void take_vectors(const DecoderArgs& a, bf16* x,
+// An element in units of its vector's scale, to nearest even: 256 high + low. The largest of a
+// vector has kLargestBytes, or by later rounding to bf16 a little more: |high| <= 127.
+inline constexpr float kLargestBytes = 32000;
+struct HighLow {
+  uint32_t bytes;  // high in the second byte, low in the first
+  __device__ __forceinline__ HighLow(float x, float per_scale) {
+    // At 1.5 * 2^23 the last bit of a float counts 1; conversions run at a quarter of the rate.
+    const uint32_t q = __float_as_uint(fmaf(x, per_scale, 12582912.0f));
+    bytes = ((q + 128) & 0xff00u) | (q & 0xffu);
+  }
+};
+__device__ __forceinline__ float per_scale_of(float largest) {
+  return largest > 0 ? kLargestBytes / largest : 0;
+}
+
+// y of all sequences, (num_seqs, width / 2) words of bf16 pairs, into x; in bytes if W is.
+template <int kSeqs, class W>
+__device__ __forceinline__ void take_vectors(const DecoderArgs& a, const Vectors& to,
                                              const FlaggedWord* words, int width, uint32_t round) {
   constexpr int kBatch = kSeqs == 1 ? 4 : 8;
+  constexpr bool kBytes = sizeof(W) == 1;
   const SeqThread<kSeqs> me;
   const bool live = me.seq < a.num_seqs;
   const int fours = live ? me.share(width / 4) : 0;  // of elements: two words
-  x += me.seq * a.x_stride;
+  auto* const x = reinterpret_cast<uint32_t*>(to.x + me.seq * a.x_stride) +
+                  (kBytes ? byte_words(me.index) : bf16_words(me.index));
+  constexpr int kSecond = kBytes ? 4 : 2;
+  float largest = 0;
 #pragma unroll 1
   for (int first = 0; first < fours; first += kBatch) {
     const int at = me.index + first * me.kThreads;
@@ -149,10 +189,36 @@ __device__ __forceinline__ void take_vectors(const DecoderArgs& a, bf16* x,
     await_pairs(w, words + me.seq * (width / 2) + 2 * at, 2 * me.kThreads, fours - first, round);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i)
-      if (first + i < fours)
-        *reinterpret_cast<uint2*>(x + 4 * (at + i * me.kThreads)) = make_uint2(w[i].x, w[i].z);
+      if (first + i < fours) {
+        uint32_t* const word = x + 2 * (first + i) * me.kThreads;
+        word[0] = w[i].x;
+        word[kSecond] = w[i].z;
+        if constexpr (kBytes) {
+          largest = max_magnitude(largest, max_magnitude(low_of(w[i].x), high_of(w[i].x)));
+          largest = max_magnitude(largest, max_magnitude(low_of(w[i].z), high_of(w[i].z)));
+        }
+      }
   }
-  if (live) pad_vector<kSeqs>(x, width);
+  if constexpr (kBytes) {
+    largest = warp_max(largest);
+    if (me.thread % 32 == 0) to.partial[me.thread / 32] = largest;
+    sync_multipliers();                            // every warp's is there
+    constexpr int kWarps = kDecoderWarps / kSeqs;  // of a sequence
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i)
+      largest = max_magnitude(largest, to.partial[me.seq * kWarps + i]);
+    const float per_scale = per_scale_of(largest);
+    if (me.index == 0) to.scale[me.seq] = largest / kLargestBytes;
+#pragma unroll 4
+    for (int i = 0; i < fours; ++i) {
+      uint32_t* const word = x + 2 * i * me.kThreads;
+      const HighLow b0(low_of(word[0]), per_scale), b1(high_of(word[0]), per_scale);
+      const HighLow b2(low_of(word[kSecond]), per_scale), b3(high_of(word[kSecond]), per_scale);
+      const uint32_t b01 = b1.bytes << 16 | b0.bytes, b23 = b3.bytes << 16 | b2.bytes;
+      word[0] = __byte_perm(b01, b23, 0x7531);
+      word[kSecond] = __byte_perm(b01, b23, 0x6420);
+    }
+  }
 }
 
 // x_proj's outputs of all sequences: those of dt into x, those of B and C into `x_dbl`
@@ -164,7 +230,7 @@ __device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, bf16* x, float*
   const SeqThread<kSeqs> me;
   const bool live = me.seq < a.num_seqs;
   const int pairs = live ? me.share(a.x_proj_rows / 2) : 0;
-  x += me.seq * a.x_stride;
+  auto* const words = reinterpret_cast<uint32_t*>(x + me.seq * a.x_stride) + vector_word(me.index);
   x_dbl += me.seq * a.x_proj_rows;
 #pragma unroll 1
   for (int first = 0; first < pairs; first += kBatch) {
@@ -178,126 +244,223 @@ __device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, bf16* x, float*
       const int row = 2 * (at + i * me.kThreads);
       const float low = __uint_as_float(w[i].x), high = __uint_as_float(w[i].z);
       if (row < a.dt_rank)
-        *reinterpret_cast<uint32_t*>(x + row) = pack_bf16(low, high);
+        words[(first + i) * me.kThreads] = pack_bf16(low, high);
       else
         *reinterpret_cast<float2*>(x_dbl + row) = make_float2(low, high);
     }
   }
-  if (live) pad_vector<kSeqs>(x, a.dt_rank);
 }
 
-// The residual stream of all sequences, normed, into x: from the embedding or from the blocks that
-// own it. `own`: (num_seqs, max_out_rows): this block's part, filled where the launch
-// begins.
-template <int kSeqs>
-__device__ __forceinline__ void take_residual(const DecoderArgs& a, bf16* x, float* own,
-                                              const ProductShape& own_rows, float* partial,
-                                              const float* weight, uint32_t round, bool first) {
-  constexpr int kPairs = decoder_residual_pairs(kSeqs);
-  constexpr int kWarps = kDecoderWarps / kSeqs;  // of a sequence
-  const SeqThread<kSeqs> me;
-  const bool live = me.seq < a.num_seqs;
-  const int pairs = live ? me.share(a.d_model / 2) : 0;
-  float2 r[kPairs] = {};
-  const auto element = [&](int i) { return 2 * (me.index + i * me.kThreads); };
-  const auto weights = [&](int i) { return *reinterpret_cast<const float2*>(weight + element(i)); };
-  float2 early[kPairs] = {};  // under way while the residual is awaited, where they fit
-  if constexpr (kSeqs == 1) {
+// The residual stream of all sequences, normed, into x: from the embedding where that is given, or
+// from the blocks that own it.
+template <int kSeqs, class W>
+class ResidualTaker {
+ public:
+  // Asks for the weights of the norm.
+  __device__ __forceinline__ ResidualTaker(const DecoderArgs& a, const float* weight)
+      : a_(a),
+        weight_(reinterpret_cast<const float2*>(weight) + me_.index),
+        pairs_(me_.seq < a.num_seqs ? me_.share(a.d_model / 2) : 0) {
+    if constexpr (kEarly) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i)
-      if (i < pairs) early[i] = weights(i);
+      for (int i = 0; i < kPairs; ++i)
+        if (i < pairs_) early_[i] = weight_[i * me_.kThreads];
+    }
   }
-  if (first && a.embedding) {
-    const bf16* row = a.embedding + (live ? static_cast<int64_t>(a.tokens[me.seq]) * a.d_model : 0);
+
+  __device__ __forceinline__ void take(const Vectors& to, const bf16* embedding, uint32_t round) {
+    constexpr int kWarps = kDecoderWarps / kSeqs;  // of a sequence
+    float2 x[kPairs] = {};
+    if (embedding)
+      read(x, embedding);
+    else
+      await(x, round);
+    // In the same order for every kSeqs: pairs kDecoderThreads apart, 32 neighbours as a tree, then
+    // the rest.
+    float sum[kSeqs] = {}, largest = 0;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i)
-      if (i < pairs) {
-        const Floats<2> e = load_vector<2>(row + element(i));
-        r[i] = make_float2(e[0], e[1]);
+      if (i < pairs_) {
+        sum[i % kSeqs] = fmaf(x[i].x, x[i].x, fmaf(x[i].y, x[i].y, sum[i % kSeqs]));
+        const float2 g = kEarly ? early_[i] : weight_[i * me_.kThreads];
+        x[i] = make_float2(x[i].x * g.x, x[i].y * g.y);
+        if constexpr (kBytes) largest = max_magnitude(largest, max_magnitude(x[i].x, x[i].y));
       }
-  } else {
-    constexpr int kBatch = kSeqs == 1 ? 4 : 8;
 #pragma unroll
-    for (int first_pair = 0; first_pair < kPairs; first_pair += kBatch) {
-      if (first_pair >= pairs) break;
+    for (int i = 0; i < kSeqs; ++i) {
+#pragma unroll
+      for (int d = 16; d > 0; d /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], d);
+      if (me_.thread % 32 == 0)
+        to.partial[me_.seq * kDecoderWarps + i * kWarps + me_.index / 32] = sum[i];
+    }
+    float* const magnitudes = to.partial + kSeqs * kDecoderWarps;
+    if constexpr (kBytes) {
+      largest = warp_max(largest);
+      if (me_.thread % 32 == 0) magnitudes[me_.thread / 32] = largest;
+    }
+    sync_multipliers();  // every warp's sums are there
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < kDecoderWarps; ++i) total += to.partial[me_.seq * kDecoderWarps + i];
+    const float rstd = rsqrtf(fmaf(total, a_.per_d_model, a_.eps));
+    if constexpr (kBytes) {
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i)
+        largest = max_magnitude(largest, magnitudes[me_.seq * kWarps + i]);
+      largest *= rstd;
+      if (me_.index == 0) to.scale[me_.seq] = largest / kLargestBytes;
+      store_bytes(to.x, x, rstd, per_scale_of(largest));
+    } else {
+      store_bf16(to.x, x, rstd);
+    }
+  }
+
+ private:
+  static constexpr int kPairs = decoder_residual_pairs(kSeqs);
+  static constexpr bool kBytes = sizeof(W) == 1;
+  static constexpr bool kEarly = kSeqs == 1;  // weights fit into registers while words are awaited
+
+  __device__ __forceinline__ void read(float2 (&x)[kPairs], const bf16* embedding) const {
+    if (pairs_ == 0) return;
+    const bf16* row =
+        embedding + static_cast<int64_t>(a_.tokens[me_.seq]) * a_.d_model + 2 * me_.index;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i)
+      if (i < pairs_) {
+        const Floats<2> e = load_vector<2>(row + 2 * i * me_.kThreads);
+        x[i] = make_float2(e[0], e[1]);
+      }
+  }
+  __device__ __forceinline__ void await(float2 (&x)[kPairs], uint32_t round) const {
+    constexpr int kBatch = kSeqs == 1 ? 4 : 8;
+    const FlaggedWord* from = a_.residual + me_.seq * a_.d_model + 2 * me_.index;
+#pragma unroll
+    for (int first = 0; first < kPairs; first += kBatch) {
+      if (first >= pairs_) break;
       uint4 words[kBatch] = {};
-      await_pairs(words, a.residual + me.seq * a.d_model + element(first_pair), 2 * me.kThreads,
-                  pairs - first_pair, round);
+      await_pairs(words, from + 2 * first * me_.kThreads, 2 * me_.kThreads, pairs_ - first, round);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i)
-        r[first_pair + i] = make_float2(__uint_as_float(words[i].x), __uint_as_float(words[i].z));
+        x[first + i] = make_float2(__uint_as_float(words[i].x), __uint_as_float(words[i].z));
     }
   }
-  // In the same order for every kSeqs: pairs kDecoderThreads apart, 32 neighbours as a tree, then
-  // the rest.
-  float sum[kSeqs] = {};
+  __device__ __forceinline__ void store_bf16(bf16* to, const float2 (&x)[kPairs],
+                                             float rstd) const {
+    auto* const words =
+        reinterpret_cast<uint32_t*>(to + me_.seq * a_.x_stride) + vector_word(me_.index);
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i)
-    if (i < pairs) sum[i % kSeqs] = fmaf(r[i].x, r[i].x, fmaf(r[i].y, r[i].y, sum[i % kSeqs]));
-#pragma unroll
-  for (int i = 0; i < kSeqs; ++i) {
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], d);
-    if (me.thread % 32 == 0) partial[me.seq * kDecoderWarps + i * kWarps + me.index / 32] = sum[i];
+    for (int i = 0; i < kPairs; ++i)
+      if (i < pairs_) words[i * me_.kThreads] = pack_bf16(x[i].x * rstd, x[i].y * rstd);
   }
-  __syncthreads();  // every warp's sums are there
-  float total = 0;
+  __device__ __forceinline__ void store_bytes(bf16* to, const float2 (&x)[kPairs], float rstd,
+                                              float per_scale) const {
+    // A pair is half a word.
+    auto* const halves = reinterpret_cast<uint16_t*>(to + me_.seq * a_.x_stride) +
+                         2 * byte_words(me_.index / 2) + me_.index % 2;
 #pragma unroll
-  for (int i = 0; i < kDecoderWarps; ++i) total += partial[me.seq * kDecoderWarps + i];
-  const float rstd = rsqrtf(total / static_cast<float>(a.d_model) + a.eps);
-  x += me.seq * a.x_stride;
-#pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    if (i >= pairs) continue;
-    const float2 g = kSeqs == 1 ? early[i] : weights(i);
-    *reinterpret_cast<uint32_t*>(x + element(i)) =
-        pack_bf16(r[i].x * rstd * g.x, r[i].y * rstd * g.y);
-    for (int k = 0; first && k < 2; ++k)
-      if (const int e = element(i) + k; e >= own_rows.first && e < own_rows.first + own_rows.count)
-        own[me.seq * a.max_out_rows + e - own_rows.first] = k == 0 ? r[i].x : r[i].y;
-  }
-  if (live) pad_vector<kSeqs>(x, a.d_model);
-}
-
-// The next `tiles` tiles of a product times the vectors in x: each warp's share of the sums to
-// `sums` (warps, rows of a group, kSeqs).
-template <int kSeqs, class W, class Ring, class Products>
-__device__ __forceinline__ void multiply_tiles(const DecoderArgs& a, Ring& ring,
-                                               const Products& products, int row_bytes, int tiles,
-                                               const bf16* x, float* sums) {
-  constexpr int kElements = PieceProduct<W>::kElements;  // of a lane's 16 bytes
-  const int thread = thread_index(), lane = thread % 32, g = lane / 4, t = lane % 4;
-  const WarpPieces share(row_bytes);
-  const bool has_vector = g < a.num_seqs;
-  const bf16* vector = x + (has_vector ? g : 0) * a.x_stride + (share.begin * 8 + t) * kElements;
-  const auto row = static_cast<uint32_t>(g * kDecoderPieceBytes + t * 16);
-  const uint32_t half0 = row + g % 2 * 64, half1 = row + 64 - g % 2 * 64;
-  sums += thread / 32 * (decoder_group_rows(kSeqs) * kSeqs) + g * kSeqs;
-  for (int tile = 0; tile < tiles; ++tile) {
-    float acc[2][4] = {};  // two, since a product waits for the one before it
-    const bf16* v = vector;
-#pragma unroll 1
-    for (int left = share.count; left > 0; --left, v += 8 * kElements) {
-      Packed<bf16, kElements> v0{}, v1{};
-      if (has_vector) {
-        v0 = load_packed<kElements>(v);
-        v1 = load_packed<kElements>(v + 4 * kElements);
+    for (int i = 0; i < kPairs; ++i)
+      if (i < pairs_) {
+        const HighLow a(round_bf16(x[i].x * rstd), per_scale);
+        const HighLow b(round_bf16(x[i].y * rstd), per_scale);
+        halves[2 * i * me_.kThreads] = static_cast<uint16_t>(__byte_perm(a.bytes, b.bytes, 0x51));
+        halves[2 * i * me_.kThreads + 8] =
+            static_cast<uint16_t>(__byte_perm(a.bytes, b.bytes, 0x40));
       }
-      const uint32_t piece = ring.take();
-      constexpr uint32_t kHigh = 8 * kDecoderPieceBytes;
-      const Packed<bf16, 8> low0 = load_copied<bf16, 8>(piece + half0);
-      const Packed<bf16, 8> high0 = load_copied<bf16, 8>(piece + half0 + kHigh);
-      const Packed<bf16, 8> low1 = load_copied<bf16, 8>(piece + half1);
-      const Packed<bf16, 8> high1 = load_copied<bf16, 8>(piece + half1 + kHigh);
-      ring.give_back(products);
-      PieceProduct<W>::add(acc[0], low0, high0, v0);
-      PieceProduct<W>::add(acc[1], low1, high1, v1);
-    }
-#pragma unroll
-    for (int k = 0; k < 4; ++k)
-      if (const int column = 2 * t + k % 2; column < kSeqs)
-        sums[(tile * kDecoderTile + k / 2 * 8) * kSeqs + column] = acc[0][k] + acc[1][k];
   }
-}
+
+  const DecoderArgs& a_;
+  const SeqThread<kSeqs> me_;
+  const float2* const weight_;
+  const int pairs_;
+  float2 early_[kPairs] = {};
+};
+
+// What a lane multiplies of each piece: kRuns times 16 bytes of a low and of a high row.
+template <int kSeqs, class W>
+class TileMultiplier {
+ public:
+  __device__ __forceinline__ TileMultiplier(const DecoderArgs& a, const bf16* x)
+      : first_(thread_index() / 32 % kGroupWarps * 64 + thread_index() % 4 * 16) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      const int seq = Product::seq_of(g(), set);
+      has_vector_[set] = seq < a.num_seqs;
+      x_[set] = reinterpret_cast<const char*>(x + (has_vector_[set] ? seq : 0) * a.x_stride) +
+                first_ * Product::kVectorBytes + Product::offset_of(g());
+    }
+  }
+
+  // The next `tiles` tiles of a product times the vectors: each warp's share of the sums to `sums`
+  // (warps, rows of a group, kSeqs).
+  __device__ __forceinline__ void multiply(WeightReader& weights, int row_bytes, int tiles,
+                                           float* sums) const {
+    const int warp = thread_index() / 32, group = warp / kGroupWarps;
+    const int pieces = (row_bytes + kDecoderPieceBytes - 1) / kDecoderPieceBytes;
+    sums += warp * (decoder_group_rows(kSeqs) * kSeqs) + g() * kSeqs;
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile, sums += kDecoderTile * kSeqs) {
+      Sums low[kSets] = {}, high[kSets] = {};
+      if (kDecoderGroups > 1) weights.pass(min(group, pieces));
+#pragma unroll 1
+      for (int piece = group; piece < pieces; piece += kDecoderGroups) {
+        const int at = piece * kDecoderPieceBytes, left = row_bytes - at;
+        if (left >= kDecoderPieceBytes)
+          multiply_piece<true>(low, high, weights, at, 0);
+        else
+          multiply_piece<false>(low, high, weights, at, left - first_);
+        weights.pass(kDecoderGroups > 1 ? min(kDecoderGroups, pieces - piece) : 1);
+      }
+      Product::store(sums, thread_index() % 4, low);
+      Product::store(sums + 8 * kSeqs, thread_index() % 4, high);
+    }
+  }
+
+ private:
+  using Product = RowProduct<W, kSeqs>;
+  using Sums = typename Product::Sums;
+  static constexpr int kSets = Product::kSets;
+  static constexpr int kGroupWarps = kDecoderWarps / kDecoderGroups;
+  static constexpr int kStep = 64 * kGroupWarps;  // bytes of a row from run to run
+  static constexpr int kRuns = kDecoderPieceBytes / kStep;
+
+  static __device__ int g() { return thread_index() % 32 / 4; }
+
+  // left: bytes of the rows from the lane's first on, if they end in this piece.
+  template <bool kWhole>
+  __device__ __forceinline__ void multiply_piece(Sums (&low)[kSets], Sums (&high)[kSets],
+                                                 const WeightReader& weights, int at,
+                                                 int left) const {
+    constexpr uint32_t kHigh = kDecoderTile / 2 * kDecoderPiecePitch;
+    uint2 x[kRuns][kSets]{};
+    Packed<bf16, 8> low_row[kRuns]{}, high_row[kRuns]{};
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+#pragma unroll
+      for (int set = 0; set < kSets; ++set)
+        if (has_vector_[set] && (kWhole || left > i * kStep))
+          x[i][set] =
+              *reinterpret_cast<const uint2*>(x_[set] + (at + i * kStep) * Product::kVectorBytes);
+    const uint32_t piece =
+        weights.take() + static_cast<uint32_t>(g() * kDecoderPiecePitch + first_);
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+      if (kWhole || left > i * kStep) {
+        low_row[i] = load_copied<bf16, 8>(piece + i * kStep);
+        high_row[i] = load_copied<bf16, 8>(piece + kHigh + i * kStep);
+      }
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+#pragma unroll
+      for (int set = 0; set < kSets; ++set) {
+        Product::add(low[set], low_row[i], x[i][set]);
+        Product::add(high[set], high_row[i], x[i][set]);
+      }
+    weights.give_back();
+  }
+
+  const int first_;  // byte of a row
+  bool has_vector_[kSets];
+  const char* x_[kSets];
+};
 
 }  // namespace krait::cuda

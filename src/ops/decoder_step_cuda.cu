@@ -13,15 +13,25 @@ static_assert(sizeof(DecoderArgs) <= 32764);  // what arguments of a launch may 
 // Grid: one block for each multiprocessor, all resident; which rows a block owns, and why that
 // shape: decoder_step_plan.h. Four exchanges a layer (flagged_words.cuh): the residual, u, x_dbl,
 // y. A block writes what it publishes over the last layer's only after it has taken over something
-// that every reader of the latter published behind its reading. Moves each weight once; on chip:
-// the ring of weights in flight, the vectors of bf16, the states of the block's channels. Numerics:
-// products of bf16 with sums in f32, a warp's share of a row in order of k as the tensor core adds,
-// then the warps in order; rounded to bf16 where the ops' outputs are.
+// that every reader of the latter published behind its reading. One warp copies weights, each once,
+// into a ring in shared memory; the others multiply them, with what blocks exchange. Numerics:
+// products of bf16 with sums in f32; weights of 8 bits times inputs of 16 bits (of the largest of
+// their vector) with exact sums. A warp's share of a row as the tensor core adds, then the warps in
+// order; rounded to bf16 where the ops' outputs are.
 template <int kSeqs, class W>
-__global__ void __launch_bounds__(kDecoderThreads, 1)
+__global__ void __launch_bounds__(kDecoderThreads + 32, 1)
     decoder_step_persistent(const __grid_constant__ DecoderArgs args) {
   extern __shared__ __align__(16) char memory[];
-  Decoder<kSeqs, W>(args, memory).run();
+  const DecoderProducts<W> products(args, memory);
+  const WeightRing ring(memory + args.shared.ring, memory + args.shared.barriers,
+                        decoder_stages(kSeqs));
+  products.fill();
+  if (threadIdx.x == 0) ring.init();
+  __syncthreads();  // products and barriers are there
+  if (threadIdx.x >= kDecoderThreads)
+    stream_weights(products, ring);
+  else
+    Decoder<kSeqs, W>(args, products, ring, memory).run();
 }
 
 DecoderShape shape_of(const DecoderStep& op) {
@@ -81,6 +91,7 @@ DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* ex
   a.max_channels = static_cast<int>(plan.max_channels);
   a.max_out_rows = static_cast<int>(plan.max_out_rows);
   a.eps = op.norm_eps;
+  a.per_d_model = 1.0f / static_cast<float>(s.d_model);
   a.residual_f32 = op.residual_dtype == DType::f32;
   a.logits_stride = op.logits.stride[0];
   return a;
@@ -93,9 +104,10 @@ void launch(const DecoderStepPlan& plan, cudaStream_t stream, DecoderArgs& args)
                              static_cast<int>(plan.shared_bytes)),
         "asking for shared memory");
   void* arguments[] = {&args};
-  check(cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(plan.blocks)),
-                                    dim3(kDecoderThreads), arguments, plan.shared_bytes, stream),
-        "decoder_step_persistent");
+  check(
+      cudaLaunchCooperativeKernel(kernel, dim3(static_cast<unsigned>(plan.blocks)),
+                                  dim3(kDecoderThreads + 32), arguments, plan.shared_bytes, stream),
+      "decoder_step_persistent");
 }
 
 template <class W>

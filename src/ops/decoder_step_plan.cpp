@@ -24,8 +24,8 @@ DecoderStepPlan plan_for(const DecoderShape& s, int multiprocessors, int seqs) {
   p.seqs = seqs;
   p.max_channels = 2 * ceil_div(s.d_inner / 2, p.blocks);
   p.max_out_rows = ceil_div(s.d_model, p.blocks);
-  // Rows of different sequences in different banks; whole pieces, of one byte an element too.
-  p.x_stride = round_up(std::max({s.d_model, s.d_inner, s.dt_rank}), 128) + 32;
+  // Rows of different sequences in different banks.
+  p.x_stride = round_up(std::max({s.d_model, s.d_inner, s.dt_rank}), 64) + 32;
   p.shared_bytes = DecoderShared::of(s, p).bytes;
   p.exchange_words = DecoderExchange::of(s, seqs).words;
   return p;
@@ -53,16 +53,18 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
     return begin;
   };
   const auto floats = [&](int64_t count) { return take(4 * seqs * static_cast<size_t>(count)); };
-  m.ring = take(size_t{kDecoderWarps} * static_cast<size_t>(decoder_stages(p.seqs)) * kDecoderTile *
-                kDecoderPieceBytes);
+  const auto stages = static_cast<size_t>(decoder_stages(p.seqs));
+  m.ring = take(stages * kDecoderStageBytes);
+  m.barriers = take(2 * 8 * stages);
   m.x = take(2 * seqs * static_cast<size_t>(p.x_stride));
+  m.scale = floats(1);
+  m.partial = floats(2 * kDecoderWarps);
   m.sums = floats(kDecoderWarps * decoder_group_rows(p.seqs));
   m.x_dbl = floats(s.x_proj_rows());
   m.z = floats(p.max_channels);
   m.u = floats(p.max_channels);
   m.delta = floats(p.max_channels);
   m.residual = floats(p.max_out_rows);
-  m.norm = floats(kDecoderWarps);
   m.shapes = take(size_t{kDecoderProducts} * kDecoderProductBytes);
   m.slots = take(4 * seqs);
   m.layers = take(size_t{kDecoderLayerBytes} *

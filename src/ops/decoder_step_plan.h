@@ -12,9 +12,14 @@ struct DecoderShape {
   int64_t x_proj_rows() const { return dt_rank + 2 * d_state; }
 };
 
+// That multiply; one more warp copies the weights.
 inline constexpr int kDecoderWarps = 8, kDecoderThreads = 32 * kDecoderWarps;
-inline constexpr int kDecoderTile = 16;         // rows of a matrix that a warp multiplies at a time
-inline constexpr int kDecoderPieceBytes = 128;  // of each row of a tile, copied at a time
+inline constexpr int kDecoderTile = 16;  // rows of a matrix that are multiplied at a time
+// Of each row of a tile, copied at a time, and from one row to the next in shared memory.
+inline constexpr int kDecoderPieceBytes = 1024, kDecoderPiecePitch = kDecoderPieceBytes + 64;
+inline constexpr int kDecoderStageBytes = kDecoderTile * kDecoderPiecePitch;
+inline constexpr int kDecoderPiecesUnderWay = 6;  // at most
+inline constexpr int kDecoderGroups = 2;          // of warps: each multiplies pieces of its own
 // Of a launch. Eight would fit a tensor core product, but what the blocks then exchange takes
 // longer than reading the weights: the ops one by one are faster.
 inline constexpr int kDecoderMaxSeqs = 4;
@@ -23,9 +28,10 @@ inline constexpr int kDecoderLayerBytes = 128;  // of these
 inline constexpr int kDecoderProducts = 5;      // kinds of matrices, and what describes one
 inline constexpr int kDecoderProductBytes = 28;
 
-// Pieces of the weights that a warp has under way, in the kernel for `seqs` (1 or
-// kDecoderMaxSeqs) sequences.
-constexpr int decoder_stages(int seqs) { return seqs == 1 ? 12 : 8; }
+// Pieces of the weights that the ring holds, in the kernel for `seqs` (1 or kDecoderMaxSeqs)
+// sequences.
+constexpr int decoder_stages(int seqs) { return seqs == 1 ? 10 : 7; }
+static_assert(kDecoderPiecesUnderWay <= decoder_stages(kDecoderMaxSeqs));
 // Rows whose sums the warps bring together at a time: a thread for each row and sequence.
 constexpr int decoder_group_rows(int seqs) { return seqs == 1 ? 128 : kDecoderThreads / seqs; }
 // Pairs of residual values that a thread takes over in the kernel for `seqs` sequences.
@@ -52,7 +58,8 @@ struct DecoderExchange {
 
 // Byte offsets into a block's shared memory.
 struct DecoderShared {
-  size_t ring, x, sums, x_dbl, z, u, delta, residual, norm, shapes, slots, layers, bytes;
+  size_t ring, barriers, x, scale, partial, sums, x_dbl, z, u, delta, residual, shapes, slots,
+      layers, bytes;
   static DecoderShared of(const DecoderShape&, const DecoderStepPlan&);
 };
 

@@ -1,20 +1,27 @@
-// decoder_step: a block's weights flow through a ring in shared memory, copied long before they are
-// multiplied, past every exchange between blocks: what a warp multiplies, and in which order, is
-// known from the start of the kernel.
+// decoder_step: a block's weights flow through a ring in shared memory. One warp copies them, long
+// before they are multiplied, past every exchange between blocks: what a block multiplies, and in
+// which order, is known from the start of the kernel.
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include "ops/cuda/async_copy.cuh"
+#include "ops/cuda/mbarrier.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/decoder_step_plan.h"
 
 namespace krait::cuda {
 
+// Of the threads that multiply.
 __device__ __forceinline__ int thread_index() {
   const auto index = static_cast<int>(threadIdx.x);
   __builtin_assume(index >= 0 && index < kDecoderThreads);  // divisions are shifts
   return index;
+}
+
+// Barrier of the threads that multiply: the warp that copies is not held up.
+__device__ __forceinline__ void sync_multipliers() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kDecoderThreads) : "memory");
 }
 
 // What a block multiplies of one of a layer's matrices. A tile has 8 low and 8 high rows: in most
@@ -30,178 +37,207 @@ struct ProductShape {
 };
 static_assert(sizeof(ProductShape) == kDecoderProductBytes);
 
-// A warp's share of a row, in pieces: the warps cut the sum among themselves.
-struct WarpPieces {
-  int begin, count;
-  __device__ __forceinline__ explicit WarpPieces(int row_bytes) {
-    const int pieces = (row_bytes + kDecoderPieceBytes - 1) / kDecoderPieceBytes;
-    const int warp = thread_index() / 32;
-    begin = warp * pieces / kDecoderWarps;
-    count = (warp + 1) * pieces / kDecoderWarps - begin;
+// The ring's places and their barriers. A piece is kDecoderPieceBytes of each row of a tile, or
+// what is left of them; row r, then its high row 8 further, begins at r kDecoderPiecePitch, so that
+// rows that are read together are in different banks. Rows that do not exist are not written.
+struct WeightRing {
+  uint32_t pieces, filled, emptied;  // of the first place
+  int stages;
+
+  static constexpr bool kBulk =
+#if __CUDA_ARCH__ >= 900
+      true;
+#else
+      false;  // the lanes of the copying warp copy 16 bytes at a time
+#endif
+
+  __device__ WeightRing(const void* memory, const void* barriers, int count)
+      : pieces(shared_address(memory)),
+        filled(shared_address(barriers)),
+        emptied(filled + 8 * static_cast<uint32_t>(count)),
+        stages(count) {}
+  // By one thread, before a barrier of all.
+  __device__ void init() const {
+    for (int i = 0; i < stages; ++i) {
+      init_mbarrier(filled + 8 * static_cast<uint32_t>(i), kBulk ? 1 : 32);
+      init_mbarrier(emptied + 8 * static_cast<uint32_t>(i), kDecoderWarps / kDecoderGroups);
+    }
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // for the copies
+#endif
   }
 };
 
-// The next piece to be copied: of each product the tiles, of each tile the warp's pieces.
-class WeightCursor {
- public:
-  template <class Products>
-  __device__ __forceinline__ explicit WeightCursor(const Products& products) {
-    enter(products);
-  }
+// A place in the ring, and how often it has been come round to.
+struct RingPlace {
+  int stage = 0;
+  uint32_t turn = 0;
 
-  // Starts the copy of a piece, whole lines at a time: lane i takes the 16 bytes i % 8 of the low
-  // rows i / 8 and i / 8 + 4, and of the high ones. Row r, then its high row 8 further, is at
-  // to + r kDecoderPieceBytes, its halves exchanged where r is odd, so that the rows that are read
-  // together are in different banks. Zeros where there is no row, or beyond its end. Behind the
-  // last piece: nothing.
-  template <class Products>
-  __device__ __forceinline__ void copy(const Products& products, uint32_t to) {
-    if (pieces_left_ == 0) return;
-    --pieces_left_;
-    const bool beyond = pieces_left_ == 0 && tail_is_short_;
-    const char *const middle = from_ + half_, *const high = from_ + high_offset_;
-    copy16(to, from_, rows_left_ <= 0 || beyond);
-    copy16(to + 4 * kDecoderPieceBytes, middle, rows_left_ <= 4 || beyond);
-    copy16(to + 8 * kDecoderPieceBytes, high, rows_left_ <= high_row_ || beyond);
-    copy16(to + 12 * kDecoderPieceBytes, high + half_, rows_left_ <= high_row_ + 4 || beyond);
-    from_ += kDecoderPieceBytes;
-    if (pieces_left_ > 0) return;
-    if (--tiles_left_ > 0) {
-      from_ += tile_skip_;
-      rows_left_ -= tile_rows_;
-      pieces_left_ = pieces_;
-    } else {
-      ++product_;
-      enter(products);
-    }
+  // By at most a round.
+  __device__ __forceinline__ void advance(const WeightRing& ring, int pieces = 1) {
+    stage += pieces;
+    if (stage < ring.stages) return;
+    stage -= ring.stages;
+    ++turn;
   }
+  __device__ uint32_t piece(const WeightRing& ring) const {
+    return ring.pieces + static_cast<uint32_t>(stage) * kDecoderStageBytes;
+  }
+  __device__ uint32_t filled(const WeightRing& ring) const {
+    return ring.filled + 8 * static_cast<uint32_t>(stage);
+  }
+  __device__ uint32_t emptied(const WeightRing& ring) const {
+    return ring.emptied + 8 * static_cast<uint32_t>(stage);
+  }
+};
 
- private:
-  static __device__ __forceinline__ void copy16(uint32_t to, const char* from, bool zero) {
+// Copies `bytes` of each of the rows of a tile that exist; lane r < 16 names its row, or null. The
+// whole warp calls it. `filled` hears of what has arrived.
+__device__ __forceinline__ void copy_piece(const char* from, int bytes, uint32_t to,
+                                           uint32_t filled) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#if __CUDA_ARCH__ >= 900
+  const int rows = __popc(__ballot_sync(~0u, from != nullptr));
+  if (lane == 0) arrive_and_expect(filled, rows * bytes);
+  __syncwarp();  // the bytes are announced
+  if (from)
     asm volatile(
-        "{ .reg .pred zero; setp.ne.u32 zero, %2, 0; "
-        "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, zero; }" ::"r"(to),
-        "l"(__cvta_generic_to_global(from)), "r"(static_cast<uint32_t>(zero)));
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(to + static_cast<uint32_t>(lane * kDecoderPiecePitch)),
+        "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(filled)
+        : "memory");
+#else
+#pragma unroll 4
+  for (int row = 0; row < kDecoderTile; ++row) {
+    const auto address = __shfl_sync(~0u, reinterpret_cast<uint64_t>(from), row);
+    const auto* source = reinterpret_cast<const char*>(address);
+#pragma unroll
+    for (int i = 16 * lane; i < kDecoderPieceBytes; i += 16 * 32)
+      if (source && i < bytes)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                         to + static_cast<uint32_t>(row * kDecoderPiecePitch + i)),
+                     "l"(__cvta_generic_to_global(source + i))
+                     : "memory");
   }
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(filled) : "memory");
+#endif
+}
 
-  // The first product from here on of which this warp has a share.
-  template <class Products>
-  __device__ __forceinline__ void enter(const Products& products) {
-    const int lane = thread_index() % 32, row = lane / 8;
-    pieces_left_ = 0;
+// What the copying warp does: of each product the tiles, of each tile its rows piece by piece. At
+// most kDecoderPiecesUnderWay are on their way at a time, for what blocks exchange queues behind
+// them.
+template <class Products>
+__device__ __forceinline__ void stream_weights(const Products& products, const WeightRing& ring) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, row = lane % 8;
+  const bool is_high = lane / 8 == 1;
+  RingPlace next, arriving;
+  int under_way = 0;
 #pragma unroll 1
-    for (; product_ < products.count(); ++product_) {
-      const ProductShape& s = products.shape(product_);
-      const WarpPieces share(s.row_bytes);
-      pieces_ = share.count;
-      tiles_left_ = s.tiles;
-      if (tiles_left_ == 0 || pieces_ == 0) continue;
-      pieces_left_ = pieces_;
-      high_row_ = s.high_row;
-      tile_rows_ = s.tile_rows;
-      half_ = 4 * s.row_bytes;
-      high_offset_ = static_cast<int64_t>(s.high_step) * s.row_bytes;
-      tile_skip_ = tile_rows_ * s.row_bytes - pieces_ * kDecoderPieceBytes;
-      rows_left_ = s.count - row;
-      const int begin = share.begin * kDecoderPieceBytes + lane % 8 * 16;
-      tail_is_short_ = begin + (pieces_ - 1) * kDecoderPieceBytes >= s.row_bytes;
-      from_ = products.matrix(product_) + static_cast<int64_t>(s.first + row) * s.row_bytes + begin;
-      return;
+  for (int product = 0; product < products.count(); ++product) {
+    const ProductShape& s = products.shape(product);
+    const char* from =
+        products.matrix(product) +
+        static_cast<int64_t>(s.first + row + (is_high ? s.high_step : 0)) * s.row_bytes;
+    int index = row + (is_high ? s.high_row : 0);
+#pragma unroll 1
+    for (int tile = 0; tile < s.tiles; ++tile) {
+      const bool there = lane < kDecoderTile && index < s.count;
+#pragma unroll 1
+      for (int at = 0; at < s.row_bytes; at += kDecoderPieceBytes) {
+        if (under_way == kDecoderPiecesUnderWay) {
+          wait_for_phase(arriving.filled(ring), arriving.turn);
+          arriving.advance(ring);
+        } else {
+          ++under_way;
+        }
+        if (next.turn > 0) wait_for_phase(next.emptied(ring), next.turn - 1);
+        copy_piece(there ? from + at : nullptr, min(kDecoderPieceBytes, s.row_bytes - at),
+                   next.piece(ring), next.filled(ring));
+        next.advance(ring);
+      }
+      index += s.tile_rows;
+      from += static_cast<int64_t>(s.tile_rows) * s.row_bytes;
     }
   }
+}
 
-  const char* from_;
-  int64_t high_offset_;
-  int product_ = 0, tiles_left_, tile_rows_, tile_skip_, pieces_, pieces_left_;
-  int half_, rows_left_, high_row_;
-  bool tail_is_short_;
-};
-
-// A warp's ring of kStages pieces.
-template <int kStages>
-class WeightRing {
+// The pieces in their order, for the warps that multiply: of a tile's each group of warps takes
+// every kDecoderGroups-th.
+class WeightReader {
  public:
-  template <class Products>
-  __device__ __forceinline__ WeightRing(const void* ring, const Products& products)
-      : cursor_(products) {
-    const int thread = thread_index(), lane = thread % 32, row = lane / 8;
-    begin_ = shared_address(ring) + static_cast<uint32_t>(thread / 32 * kStages) * kPieceBytes;
-    offset_ = static_cast<uint32_t>(row * kDecoderPieceBytes + (lane % 8 ^ row % 2 * 4) * 16);
-    at_ = begin_;
-#pragma unroll 1
-    for (int i = 0; i < kStages; ++i) refill(products);
-  }
+  __device__ __forceinline__ explicit WeightReader(const WeightRing& ring) : ring_(ring) {}
 
   // Waits for the next piece; its address.
   __device__ __forceinline__ uint32_t take() const {
-    wait_for_copies<kStages - 1>();
-    __syncwarp();  // the other lanes' copies are there too
-    return at_;
+    wait_for_phase(place_.filled(ring_), place_.turn);
+    return place_.piece(ring_);
   }
-  // After all lanes have read it: its place is filled again.
-  template <class Products>
-  __device__ __forceinline__ void give_back(const Products& products) {
+  // After this warp has read it.
+  __device__ __forceinline__ void give_back() const {
     __syncwarp();  // every lane has read
-    refill(products);
+    if (thread_index() % 32 == 0) arrive(place_.emptied(ring_));
   }
+  __device__ __forceinline__ void pass(int pieces) { place_.advance(ring_, pieces); }
 
  private:
-  static constexpr uint32_t kPieceBytes = kDecoderTile * kDecoderPieceBytes;
-
-  template <class Products>
-  __device__ __forceinline__ void refill(const Products& products) {
-    cursor_.copy(products, at_ + offset_);
-    end_copies();  // an empty group at the end, so that they can be counted
-    at_ = at_ == begin_ + (kStages - 1) * kPieceBytes ? begin_ : at_ + kPieceBytes;
-  }
-
-  WeightCursor cursor_;
-  uint32_t begin_, at_, offset_;
+  const WeightRing ring_;
+  RingPlace place_;
 };
 
-// Four signed bytes as two pairs of bf16, exactly: the sign bit s and the seven others m of a byte
-// are m - 128 s = (128 + m) - (128 + 128 s), both of which are bf16 with the bits m or s << 7 in
-// their mantissa.
-__device__ __forceinline__ void bytes_to_bf16(uint32_t bytes, uint32_t& pair0, uint32_t& pair1) {
-  const auto pair = [](uint32_t b) {
-    uint32_t plus = (b & 0x007f007fu) | 0x43004300u, minus = (b & 0x00800080u) | 0x43004300u;
-    const __nv_bfloat162 q = __hsub2(reinterpret_cast<const __nv_bfloat162&>(plus),
-                                     reinterpret_cast<const __nv_bfloat162&>(minus));
-    return reinterpret_cast<const uint32_t&>(q);
-  };
-  pair0 = pair(__byte_perm(bytes, 0, 0x4140));
-  pair1 = pair(__byte_perm(bytes, 0, 0x4342));
-}
+// Products of 16 bytes of a row with those elements of the vectors. Lane 4 g + t holds the t-th 16
+// bytes of 64 of row g, four words: the tensor core takes the first and third for its row g, the
+// second and fourth for its row g + 8, and finds the vectors' first and third words in even
+// columns, the others in odd ones. So of what it adds up for two columns, [row g, even] + [row g +
+// 8, odd] is wanted: d[0] + d[3].
+template <class W, int kSeqs>
+struct RowProduct;
 
-// Lane 4 g + t: its 16 bytes of rows g and g + 8 and of the vector g are neighbours along k, in the
-// same order for all three. A lane's 16 bytes of a row are kElements weights of type W; x are as
-// many of one vector.
-template <class W>
-struct PieceProduct;
+// bf16: vector s in columns 2 s and 2 s + 1; lane 4 g + s has its sum for row g.
+template <int kSeqs>
+struct RowProduct<bf16, kSeqs> {
+  static constexpr int kSets = 1;         // of eight columns, for all vectors
+  static constexpr int kVectorBytes = 1;  // of all of a vector's words, for each byte of a row
+  using Sums = float[4];
 
-template <>
-struct PieceProduct<bf16> {
-  static constexpr int kElements = 8;
-  static __device__ void add(float (&d)[4], const Packed<bf16, 8>& low, const Packed<bf16, 8>& high,
-                             const Packed<bf16, 8>& x) {
-    mma_bf16(d, {low.word[0], high.word[0], low.word[1], high.word[1]}, x.word[0], x.word[1]);
-    mma_bf16(d, {low.word[2], high.word[2], low.word[3], high.word[3]}, x.word[2], x.word[3]);
+  static __device__ int seq_of(int column, int /*set*/) { return column / 2; }
+  static __device__ int offset_of(int column) { return column % 2 * 8; }
+  static __device__ __forceinline__ void add(Sums& d, const Packed<bf16, 8>& row, const uint2& x) {
+    mma_bf16(d, row.word, x.x, x.y);
+  }
+  static __device__ __forceinline__ void store(float* sums, int t, const Sums (&d)[kSets]) {
+    if (t < kSeqs) sums[t] = d[0][0] + d[0][3];
   }
 };
 
-template <>
-struct PieceProduct<int8_t> {
-  static constexpr int kElements = 16;
-  static __device__ void add(float (&d)[4], const Packed<bf16, 8>& low, const Packed<bf16, 8>& high,
-                             const Packed<bf16, 16>& x) {
+// Weights of 8 bits: elements are x = scale (256 high + low), both of 8 bits, too; sums are exact.
+// Vector s has four columns: high and low bytes.
+template <int kSeqs>
+struct RowProduct<int8_t, kSeqs> {
+  static constexpr int kSets = (kSeqs + 1) / 2, kVectorBytes = 2;
+  using Sums = int[4];
+
+  static __device__ int seq_of(int column, int set) { return 2 * set + column / 4; }
+  static __device__ int offset_of(int column) { return column % 4 * 8; }
+  static __device__ __forceinline__ void add(Sums& d, const Packed<bf16, 8>& row, const uint2& x) {
+    mma_s8(d, row.word, x.x, x.y);
+  }
+  static __device__ __forceinline__ void store(float* sums, int t, const Sums (&d)[kSets]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t rows[4];
-      bytes_to_bf16(low.word[i], rows[0], rows[2]);
-      bytes_to_bf16(high.word[i], rows[1], rows[3]);
-      mma_bf16(d, rows, x.word[2 * i], x.word[2 * i + 1]);
+    for (int set = 0; set < kSets; ++set) {
+      const auto part = static_cast<float>(d[set][0] + d[set][3]) * (t % 2 == 0 ? 256.0f : 1.0f);
+      const float sum = part + __shfl_xor_sync(~0u, part, 1);
+      if (const int seq = 2 * set + t / 2; t % 2 == 0 && seq < kSeqs) sums[seq] = sum;
     }
   }
 };
+
+// Where word i of a vector of bf16 pairs is kept: of each four the second and third have changed
+// places. Words 2 i and 2 i + 1: at bf16_words(i) and two further.
+__device__ __forceinline__ int vector_word(int i) { return (i & ~3) | (i & 1) * 2 | (i >> 1 & 1); }
+__device__ __forceinline__ int bf16_words(int i) { return vector_word(2 * i); }
+// Where the high bytes of elements 4 i to 4 i + 3 are kept, as a word; the low ones four further.
+__device__ __forceinline__ int byte_words(int i) {
+  return (i & ~3) * 2 + (i & 1) * 2 + (i >> 1 & 1);
+}
 
 }  // namespace krait::cuda

@@ -11,19 +11,20 @@ namespace krait::cuda {
 using FlaggedWord = uint2;  // x: data, y: round
 
 __device__ __forceinline__ void publish(FlaggedWord* to, uint32_t data, uint32_t round) {
-  asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)),
-               "r"(data), "r"(round)
+  const uint64_t word = static_cast<uint64_t>(round) << 32 | data;
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "l"(word)
                : "memory");
 }
 
 // Two neighbouring words, 16-byte aligned: {data, round, data, round}. Each half is read whole.
 __device__ __forceinline__ uint4 peek2(const FlaggedWord* from) {
-  uint4 w;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+  uint64_t a, b;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+               : "=l"(a), "=l"(b)
                : "l"(__cvta_generic_to_global(from))
                : "memory");
-  return w;
+  return make_uint4(static_cast<uint32_t>(a), static_cast<uint32_t>(a >> 32),
+                    static_cast<uint32_t>(b), static_cast<uint32_t>(b >> 32));
 }
 
 // Waits for pairs of words: pair i of kPairs lies at from + i * stride, those below `count` are
