@@ -17,8 +17,8 @@ Shape check_inputs(const CausalConv1d& op) {
   const Shape s = {op.x.shape[0], op.x.shape[1], op.weight.shape[1]};
   KRAIT_CHECK(s.d_conv >= 2 && s.d_conv <= 4, "d_conv is " + std::to_string(s.d_conv));
   check_optional(op.bias, "bias", full, {s.d_inner});
-  check_optional(op.state, "state", full, {-1, s.d_conv - 1, s.d_inner});
-  KRAIT_CHECK(op.weight.contiguous() && (!op.state || op.state.contiguous()));
+  check_state(op.state, full, {-1, s.d_conv - 1, s.d_inner});
+  KRAIT_CHECK(op.weight.contiguous());
   return s;
 }
 
@@ -41,6 +41,7 @@ void causal_conv1d_fwd(Context& ctx, const CausalConv1d& op) {
 void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dGrad& grad) {
   const Shape s = check_inputs(op);
   const DType full = full_precision(op.x);
+  check_optional(op.state, "state", full, {-1, s.d_conv - 1, s.d_inner});
   check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
   check_tensor(grad.dy, "dy", op.x.dtype, {s.tokens, s.d_inner});
   check_tensor(grad.dx, "dx", op.x.dtype, {s.tokens, s.d_inner});

@@ -14,8 +14,8 @@ struct CausalConv1d {
   Tensor weight;     // (d_inner, d_conv)               f32; d_conv in [2, 4]
   Tensor bias;       // (d_inner)                       f32; none: no bias
   Tensor seq_start;  // (num_seqs + 1)                  i32, from 0 to tokens, not decreasing
-  Tensor state;  // (slots, d_conv - 1, d_inner)    f32, oldest first; in: the inputs before, out:
-                 // the last inputs; none: zero, not kept
+  Tensor state;  // (slots, d_conv - 1, d_inner)    f32 or bf16 (rounded to nearest even), oldest
+                 // first; in: the inputs before, out: the last inputs; none: zero, not kept
   Tensor slot;   // (num_seqs)                      i32, distinct; none: sequence i uses slot i
   Tensor y;      // (tokens, d_inner)               T; rows may be strided
   bool silu = true;
@@ -25,7 +25,7 @@ struct CausalConv1d {
 };
 
 // _bwd reads op.x, op.weight, op.bias and op.state, which holds the INITIAL state (as it was before
-// _fwd).
+// _fwd), in f32.
 struct CausalConv1dGrad {
   Tensor dy;       // (tokens, d_inner)             T
   Tensor dx;       // (tokens, d_inner)             T; rows may be strided

@@ -19,7 +19,7 @@ inline constexpr int64_t kStrip = 256;  // channels of a row handled at a time
 // slot's rows before, or null.
 struct ConvPiece {
   int64_t begin, end, seq_begin, seq_end;
-  const float* state;   // (d_conv - 1, d_inner)
+  const void* state;    // (d_conv - 1, d_inner)
   const float* weight;  // (d_conv, d_inner): transposed
   // Backward only:
   float* sums;  // (d_conv + 1, d_inner): gradients of weight, transposed, and bias; added to
@@ -38,19 +38,20 @@ using cpu::kStrip;
 
 constexpr int64_t kMaxTaps = 4;
 
-// The input `back` tokens before token t: from the sequence, from the state, or zero.
-template <class T>
+// The input `back` tokens before token t: from the sequence, from the state, or zero. S: the
+// state's type.
+template <class T, class S>
 HWY_INLINE VF load_input(const CausalConv1d& op, const ConvPiece& p, int64_t t, int64_t back,
                          int64_t c, size_t valid) {
   const DF d;
   if (t - back >= p.seq_begin) return load_part(d, op.x.row<T>(t - back) + c, valid);
   if (!p.state) return hn::Zero(d);
   const int64_t row = (t - p.seq_begin) - back + op.weight.shape[1] - 1;
-  return load_part(d, p.state + row * op.x.shape[1] + c, valid);
+  return load_part(d, static_cast<const S*>(p.state) + row * op.x.shape[1] + c, valid);
 }
 
 // bias + sum_k weight[k] x_{t - (d_conv - 1) + k}
-template <class T>
+template <class T, class S>
 HWY_INLINE VF convolve(const CausalConv1d& op, const ConvPiece& p, int64_t t, int64_t c,
                        size_t valid) {
   const DF d;
@@ -58,11 +59,11 @@ HWY_INLINE VF convolve(const CausalConv1d& op, const ConvPiece& p, int64_t t, in
   VF sum = op.bias ? load_part(d, op.bias.ptr<float>() + c, valid) : hn::Zero(d);
   for (int64_t k = 0; k <= last; ++k)
     sum = hn::MulAdd(load_part(d, p.weight + k * d_inner + c, valid),
-                     load_input<T>(op, p, t, last - k, c, valid), sum);
+                     load_input<T, S>(op, p, t, last - k, c, valid), sum);
   return sum;
 }
 
-template <class T>
+template <class T, class S>
 void forward_piece(const CausalConv1d& op, const ConvPiece& p) {
   const DF d;
   for (int64_t strip = 0; strip < op.x.shape[1]; strip += kStrip) {
@@ -70,7 +71,7 @@ void forward_piece(const CausalConv1d& op, const ConvPiece& p) {
     for (int64_t t = p.begin; t < p.end; ++t)
       for_each_vector(channels, [&](size_t i, size_t valid) {
         const int64_t c = strip + static_cast<int64_t>(i);
-        const VF s = convolve<T>(op, p, t, c, valid);
+        const VF s = convolve<T, S>(op, p, t, c, valid);
         store_part(d, op.silu ? silu(d, s) : s, op.y.row<T>(t) + c, valid);
       });
   }
@@ -83,7 +84,7 @@ HWY_INLINE VF sum_gradient(const CausalConv1d& op, const CausalConv1dGrad& grad,
   const DF d;
   const VF dy = load_part(d, grad.dy.row<T>(t) + c, valid);
   if (!op.silu) return dy;
-  const VF s = convolve<T>(op, p, t, c, valid), sig = sigmoid(d, s), one = hn::Set(d, 1.0f);
+  const VF s = convolve<T, float>(op, p, t, c, valid), sig = sigmoid(d, s), one = hn::Set(d, 1.0f);
   return hn::Mul(dy, hn::Mul(sig, hn::MulAdd(s, hn::Sub(one, sig), one)));
 }
 
@@ -113,7 +114,8 @@ void backward_vector(const CausalConv1d& op, const CausalConv1dGrad& grad, const
     store_part(d, dx, grad.dx.row<T>(t) + c, valid);
     dbias = hn::Add(dbias, ds[0]);
     for (int64_t k = 0; k < taps; ++k)
-      dweight[k] = hn::MulAdd(ds[0], load_input<T>(op, p, t, taps - 1 - k, c, valid), dweight[k]);
+      dweight[k] =
+          hn::MulAdd(ds[0], load_input<T, float>(op, p, t, taps - 1 - k, c, valid), dweight[k]);
     for (int64_t j = 0; j + 1 < taps; ++j) ds[j] = ds[j + 1];
   }
   for (int64_t k = 0; k < taps; ++k) store_part(d, dweight[k], p.sums + k * d_inner + c, valid);
@@ -144,8 +146,11 @@ void initial_gradient(const CausalConv1d& op, const CausalConv1dGrad& grad, cons
 }
 
 void conv_forward_piece(const CausalConv1d& op, const ConvPiece& p) {
-  if (op.x.dtype == DType::f32) return forward_piece<float>(op, p);
-  forward_piece<krait::bf16>(op, p);
+  dispatch_f32_bf16(op.x.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (op.state.dtype == DType::f32) return forward_piece<T, float>(op, p);
+    forward_piece<T, krait::bf16>(op, p);
+  });
 }
 
 void conv_backward_piece(const CausalConv1d& op, const CausalConv1dGrad& grad, const ConvPiece& p) {
@@ -184,9 +189,14 @@ HWY_EXPORT(conv_initial_gradient);
 namespace krait::cpu {
 namespace {
 
-float* rows_of(const Tensor& state, const Tensor& slot, int64_t sequence) {
-  if (!state) return nullptr;
-  return state.row<float>(slot ? slot.ptr<int32_t>()[sequence] : sequence);
+Tensor rows_of(const Tensor& state, const Tensor& slot, int64_t sequence) {
+  if (!state) return state;
+  const int64_t s = slot ? slot.ptr<int32_t>()[sequence] : sequence;
+  return state.slice(0, s, s + 1);
+}
+
+float* f32_rows(const Tensor& state, const Tensor& slot, int64_t sequence) {
+  return rows_of(state, slot, sequence).ptr<float>();
 }
 
 const float* transposed_weight(Context& ctx, const CausalConv1d& op) {
@@ -203,7 +213,7 @@ ConvPiece piece_of(const CausalConv1d& op, const float* weight, int64_t s, int64
           .end = std::min<int64_t>(begin + kPieceTokens, start[s + 1]),
           .seq_begin = start[s],
           .seq_end = start[s + 1],
-          .state = rows_of(op.state, op.slot, s),
+          .state = rows_of(op.state, op.slot, s).data,
           .weight = weight,
           .sums = nullptr,
           .dstate = nullptr};
@@ -227,26 +237,29 @@ ConvPieces cut(Context& ctx, const CausalConv1d& op, const float* weight) {
 }
 
 // The last d_conv - 1 inputs of a sequence become its state.
-template <class T>
+template <class T, class S>
 void keep_inputs(const CausalConv1d& op, int64_t s, int64_t begin, int64_t end) {
   const int64_t d_inner = op.x.shape[1], before = op.weight.shape[1] - 1, length = end - begin;
-  float* state = rows_of(op.state, op.slot, s);
+  S* state = rows_of(op.state, op.slot, s).ptr<S>();
   for (int64_t j = 0; j < before; ++j) {
     const int64_t from = length - before + j;  // counted from the sequence's start
-    float* row = state + j * d_inner;
+    S* row = state + j * d_inner;
     if (from < 0) {
       std::memmove(row, state + (from + before) * d_inner,
-                   static_cast<size_t>(d_inner) * sizeof(float));
+                   static_cast<size_t>(d_inner) * sizeof(S));
       continue;
     }
     const T* x = op.x.row<T>(begin + from);
-    for (int64_t c = 0; c < d_inner; ++c) row[c] = static_cast<float>(x[c]);
+    for (int64_t c = 0; c < d_inner; ++c) row[c] = static_cast<S>(x[c]);
   }
 }
 
 void keep_inputs_of(const CausalConv1d& op, int64_t s, int64_t begin, int64_t end) {
-  if (op.x.dtype == DType::f32) return keep_inputs<float>(op, s, begin, end);
-  keep_inputs<bf16>(op, s, begin, end);
+  dispatch_f32_bf16(op.x.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (op.state.dtype == DType::f32) return keep_inputs<T, float>(op, s, begin, end);
+    keep_inputs<T, bf16>(op, s, begin, end);
+  });
 }
 
 }  // namespace
@@ -272,7 +285,7 @@ void causal_conv1d_step(Context& ctx, const CausalConv1d& op) {
                              .end = s + 1,
                              .seq_begin = s,
                              .seq_end = s + 1,
-                             .state = rows_of(op.state, op.slot, s),
+                             .state = rows_of(op.state, op.slot, s).data,
                              .weight = weight,
                              .sums = nullptr,
                              .dstate = nullptr};
@@ -289,7 +302,7 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
   const ConvPieces pieces = cut(ctx, op, weight);
   for (int64_t i = 0, s = 0; i < pieces.count; ++i) {
     while (op.seq_start.ptr<int32_t>()[s + 1] <= pieces.piece[i].begin) ++s;
-    pieces.piece[i].dstate = rows_of(grad.dstate, op.slot, s);
+    pieces.piece[i].dstate = f32_rows(grad.dstate, op.slot, s);
   }
   // Parameter gradients: one sum for each of a fixed number of groups of pieces, added in order.
   const int64_t groups = std::clamp<int64_t>(pieces.count, 1, 16), size = (taps + 1) * d_inner;
@@ -310,7 +323,7 @@ void causal_conv1d_bwd(Context& ctx, const CausalConv1d& op, const CausalConv1dG
   if (!grad.dstate) return;
   parallel_for(ctx.threads(), num_seqs, [&](int64_t s) {
     ConvPiece piece = piece_of(op, weight, s, op.seq_start.ptr<int32_t>()[s]);
-    piece.dstate = rows_of(grad.dstate, op.slot, s);
+    piece.dstate = f32_rows(grad.dstate, op.slot, s);
     HWY_DYNAMIC_DISPATCH(conv_initial_gradient)(op, grad, piece);
   });
 }

@@ -4,6 +4,7 @@
 #include "ops/causal_conv1d_plan.h"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/dependent_launch.cuh"
+#include "ops/cuda/f32_states.h"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/partial_sums.cuh"
 #include "ops/cuda/sequences.cuh"
@@ -56,12 +57,13 @@ __device__ T* step_rows(T* row, int64_t bytes) {
   return reinterpret_cast<T*>(reinterpret_cast<char*>(row) + bytes);
 }
 
-template <class T>
+// S: type of the states.
+template <class T, class S = float>
 struct Conv {
   const T* x;
   const float *weight, *bias;
   const int32_t *seq_start, *slot;
-  float* state;
+  S* state;
   T* y;
   int64_t x_stride, y_stride;  // elements
   int64_t x_step, y_step;      // bytes
@@ -90,8 +92,8 @@ template <int V>
 struct Taps {
   Floats<V> weight[kConvTaps], bias;
 
-  template <class T>
-  __device__ Taps(const Conv<T>& op, int64_t channel) {
+  template <class T, class S>
+  __device__ Taps(const Conv<T, S>& op, int64_t channel) {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
 #pragma unroll
@@ -230,10 +232,10 @@ __global__ void causal_conv1d_final_state(const Conv<T> op) {
 
 // Grid: x over groups of V channels, y over groups of kSequences sequences, a thread owns one of
 // each and moves the windows on by one token, all loads on their way together. Moves (d_conv - 1) x
-// 2 x 4 bytes of state and x and y for each channel of a sequence.
-template <class T, int V, int kSequences>
+// 2 x 4 bytes of state (bf16: 2 x 2) and x and y for each channel of a sequence.
+template <class T, class S, int V, int kSequences>
 __global__ void __launch_bounds__(kConvStepThreads)
-    causal_conv1d_step_channels(const Conv<T> op, const bool settled, const bool vector_taps) {
+    causal_conv1d_step_channels(const Conv<T, S> op, const bool settled, const bool vector_taps) {
   if (!settled) wait_for_earlier_work();
   const int64_t channel = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * V;
   const bool there = channel < op.d_inner;
@@ -241,7 +243,7 @@ __global__ void __launch_bounds__(kConvStepThreads)
                                    : Taps<V>(op, there ? channel : 0);
   const int rows = op.d_conv - 1, first = static_cast<int>(blockIdx.y) * kSequences;
   const int count = there ? min(kSequences, static_cast<int>(op.tokens) - first) : 0;
-  float* state[kSequences];
+  S* state[kSequences];
   Floats<V> x[kSequences][kConvTaps];
 #pragma unroll
   for (int k = 0; k < kSequences; ++k) {
@@ -517,14 +519,14 @@ __global__ void causal_conv1d_bwd_state(const Conv<T> op, const ConvGrad<T> grad
   }
 }
 
-template <class T>
-Conv<T> arguments(const CausalConv1d& op) {
+template <class T, class S = float>
+Conv<T, S> arguments(const CausalConv1d& op) {
   return {.x = op.x.ptr<T>(),
           .weight = f32(op.weight),
           .bias = f32(op.bias),
           .seq_start = i32(op.seq_start),
           .slot = i32(op.slot),
-          .state = f32(op.state),
+          .state = op.state ? op.state.ptr<S>() : nullptr,
           .y = op.y ? op.y.ptr<T>() : nullptr,
           .x_stride = op.x.stride[0],
           .y_stride = op.y ? op.y.stride[0] : 0,
@@ -556,6 +558,7 @@ unsigned flat_blocks(int64_t count) {
 }  // namespace
 
 void causal_conv1d_fwd(Context& ctx, const CausalConv1d& op) {
+  if (op.state.dtype == DType::bf16) return with_f32_states(ctx, op, causal_conv1d_fwd);
   const State& gpu = state_of(ctx);
   dispatch<kFwd<float>.vector, kFwd<bf16>.vector>(
       op.x.dtype, {&op.x, &op.y, &op.state}, [&](auto tag, auto vector) {
@@ -620,17 +623,19 @@ void causal_conv1d_step(Context& ctx, const CausalConv1d& op) {
   dispatch<kConvStepVector, kConvStepVector>(
       op.x.dtype, {&op.x, &op.y, &op.state}, [&](auto tag, auto vector) {
         using T = typename decltype(tag)::type;
-        const Conv<T> args = arguments<T>(op);
         const CausalConv1dStepPlan plan =
-            plan_causal_conv1d_step(args.tokens, args.d_inner, vector, gpu.multiprocessors);
+            plan_causal_conv1d_step(op.x.shape[0], op.x.shape[1], vector, gpu.multiprocessors);
         const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(plan.channel_blocks),
                                                 static_cast<unsigned>(plan.sequence_blocks)),
                                    .block = kConvStepThreads};
-        launch_dependent(gpu, "causal_conv1d_step_channels",
-                         plan.sequences == 1
-                             ? causal_conv1d_step_channels<T, vector, 1>
-                             : causal_conv1d_step_channels<T, vector, kConvStepSequences>,
-                         shape, args, op.settled, vector_taps);
+        dispatch_f32_bf16(op.state.dtype, [&](auto state_tag) {
+          using S = typename decltype(state_tag)::type;
+          launch_dependent(gpu, "causal_conv1d_step_channels",
+                           plan.sequences == 1
+                               ? causal_conv1d_step_channels<T, S, vector, 1>
+                               : causal_conv1d_step_channels<T, S, vector, kConvStepSequences>,
+                           shape, arguments<T, S>(op), op.settled, vector_taps);
+        });
       });
 }
 

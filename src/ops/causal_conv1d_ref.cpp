@@ -8,21 +8,22 @@
 namespace krait::reference {
 namespace {
 
-template <class P>
-P* state_of(const Tensor& state, const Tensor& slot, int64_t sequence) {
+template <class S>
+S* state_of(const Tensor& state, const Tensor& slot, int64_t sequence) {
   if (!state) return nullptr;
-  return state.row<P>(slot ? slot.ptr<int32_t>()[sequence] : sequence);
+  return state.row<S>(slot ? slot.ptr<int32_t>()[sequence] : sequence);
 }
 
 // One channel of one sequence, with the d_conv - 1 inputs before it in front: x[i] is the input of
 // token begin + i - (d_conv - 1).
-template <class T, class P>
+template <class T, class S>
 std::vector<double> padded_inputs(const CausalConv1d& op, int64_t s, int64_t c) {
   const int64_t begin = op.seq_start.ptr<int32_t>()[s], end = op.seq_start.ptr<int32_t>()[s + 1];
   const int64_t before = op.weight.shape[1] - 1;
-  const P* state = state_of<P>(op.state, op.slot, s);
+  const S* state = state_of<S>(op.state, op.slot, s);
   std::vector<double> x;
-  for (int64_t i = 0; i < before; ++i) x.push_back(state ? state[i * op.x.shape[1] + c] : 0);
+  for (int64_t i = 0; i < before; ++i)
+    x.push_back(state ? static_cast<double>(state[i * op.x.shape[1] + c]) : 0);
   for (int64_t t = begin; t < end; ++t) x.push_back(op.x.row<T>(t)[c]);
   return x;
 }
@@ -36,22 +37,23 @@ double convolve(const CausalConv1d& op, int64_t c, const std::vector<double>& x,
   return s;
 }
 
-template <class T, class P>
+// T: element type of activations; P: of parameters (f32, or f64 when T is); S: of states.
+template <class T, class P, class S>
 void forward(const CausalConv1d& op) {
   const int32_t* start = op.seq_start.ptr<int32_t>();
   const size_t before = static_cast<size_t>(op.weight.shape[1] - 1);
   for (int64_t s = 0; s < op.seq_start.shape[0] - 1; ++s)
     for (int64_t c = 0; c < op.x.shape[1]; ++c) {
-      const std::vector<double> x = padded_inputs<T, P>(op, s, c);
+      const std::vector<double> x = padded_inputs<T, S>(op, s, c);
       for (size_t i = 0; i + before < x.size(); ++i) {
         double y = convolve<P>(op, c, x, i);
         if (op.silu) y *= sigmoid(y);
         op.y.row<T>(start[s] + static_cast<int64_t>(i))[c] = static_cast<T>(y);
       }
-      if (P* state = state_of<P>(op.state, op.slot, s))
+      if (S* state = state_of<S>(op.state, op.slot, s))
         for (size_t i = 0; i < before; ++i)
           state[static_cast<int64_t>(i) * op.x.shape[1] + c] =
-              static_cast<P>(x[x.size() - before + i]);
+              static_cast<S>(x[x.size() - before + i]);
     }
 }
 
@@ -97,7 +99,8 @@ void backward(const CausalConv1d& op, const CausalConv1dGrad& grad) {
 void causal_conv1d_fwd(Context&, const CausalConv1d& op) {
   dispatch_float(op.x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward<T, Full<T>>(op);
+    if (op.state.dtype == DType::bf16) return forward<T, Full<T>, bf16>(op);
+    forward<T, Full<T>, Full<T>>(op);
   });
 }
 

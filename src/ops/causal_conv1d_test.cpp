@@ -56,7 +56,9 @@ struct Conv {
     return n;
   }
 
-  Conv(const Case& c, DType type)
+  Conv(const Case& c, DType type) : Conv(c, type, type == DType::f64 ? DType::f64 : DType::f32) {}
+
+  Conv(const Case& c, DType type, DType states)
       : tokens(total(c)),
         num_seqs(static_cast<int64_t>(c.lengths.size())),
         full(type == DType::f64 ? DType::f64 : DType::f32),
@@ -65,7 +67,7 @@ struct Conv {
         bias(full, {c.d_inner}),
         seq_start(DType::i32, {num_seqs + 1}),
         slot(DType::i32, {num_seqs}),
-        state(full, {num_seqs + 1, c.d_conv - 1, c.d_inner}),
+        state(states, {num_seqs + 1, c.d_conv - 1, c.d_inner}),
         y(type, {tokens, c.d_inner}, c.strided ? c.d_inner + 3 : 0),
         dy(type, {tokens, c.d_inner}),
         dx(type, {tokens, c.d_inner}, c.strided ? 2 * c.d_inner : 0),
@@ -192,13 +194,33 @@ void check_against_reference(Context& ctx, const Case& c, DType type, Tolerance 
   EXPECT_TRUE(actual.guards_intact());
 }
 
+// Inputs that are rounded, once, and nothing else.
+void check_states_in_bf16(Context& ctx, const Case& c, DType type, double tolerance) {
+  if (!c.state) return;
+  SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
+  Context reference(reference_engine());
+  Conv actual(c, type, DType::bf16), oracle(c, DType::f64);
+  oracle.take(actual);
+  oracle.forward(reference);
+  actual.forward(ctx);
+  if (type == DType::bf16) {
+    EXPECT_TRUE(close_bf16(actual.y, oracle.y.to_double()));
+  } else {
+    EXPECT_TRUE(close(actual.y, oracle.y.to_double(), tolerance));
+  }
+  TestTensor rounded(DType::bf16, {actual.num_seqs + 1, c.d_conv - 1, c.d_inner});
+  rounded.copy(oracle.state);
+  EXPECT_TRUE(op_test::bitwise_equal(actual.state, rounded));
+  EXPECT_TRUE(actual.guards_intact());
+}
+
 // One sequence cut in two with the state between them, and token by token.
-void check_split(Context& ctx, int64_t d_inner, DType type) {
+void check_split(Context& ctx, int64_t d_inner, DType type, DType states = DType::f32) {
   const Case c = {.lengths = {70}, .d_inner = d_inner};
-  Conv whole(c, type);
+  Conv whole(c, type, states);
   whole.forward(ctx);
   for (int64_t cut : {1, 2, 3, 63, 64, 65, 69}) {
-    Conv parts(c, type);
+    Conv parts(c, type, states);
     parts.state.values(parts.initial);
     for (auto [begin, end] : {std::pair{int64_t{0}, cut}, {cut, int64_t{70}}}) {
       CausalConv1d op = parts.op;
@@ -212,7 +234,7 @@ void check_split(Context& ctx, int64_t d_inner, DType type) {
     EXPECT_TRUE(op_test::bitwise_equal(parts.y, whole.y)) << cut;
     EXPECT_TRUE(op_test::bitwise_equal(parts.state, whole.state)) << cut;
   }
-  Conv steps(c, type);
+  Conv steps(c, type, states);
   steps.state.values(steps.initial);
   for (int64_t t = 0; t < 70; ++t) {
     CausalConv1d op = steps.op;
@@ -276,9 +298,21 @@ TEST(CausalConv1d, CpuMatchesTheReferenceOnEverySimdTarget) {
   });
 }
 
+TEST(CausalConv1d, StatesInBf16AreRoundedOnce) {
+  Context reference(reference_engine(), 1);
+  for (const Case& c : cases()) check_states_in_bf16(reference, c, DType::f32, 1e-6);
+  op_test::for_each_simd_target([] {
+    Context cpu(cpu_engine(), 2);
+    for (const Case& c : cases())
+      for (DType type : {DType::f32, DType::bf16}) check_states_in_bf16(cpu, c, type, 1e-6);
+  });
+}
+
+// With bf16 inputs a state in bf16 loses nothing.
 TEST(CausalConv1d, SplitAnywhereAndStepByStepAreTheWholePass) {
   Context cpu(cpu_engine(), 2);
   check_split(cpu, 21, DType::f32);
+  check_split(cpu, 21, DType::bf16, DType::bf16);
 }
 
 TEST(CausalConv1d, PackedIsSeparateAndThreadsDoNotMatter) {
@@ -302,10 +336,22 @@ TEST(CausalConv1dCuda, MatchesTheReference) {
   });
 }
 
+TEST(CausalConv1dCuda, StatesInBf16AreRoundedOnce) {
+  op_test::on_cuda([](Context& ctx) {
+    std::vector<Case> all = cases();
+    all.push_back({.lengths = {31, 0, 33, 129, 2, 1}, .d_inner = 264});
+    all.push_back({.lengths = {600, 1, 65}, .d_inner = 48, .d_conv = 3, .strided = true});
+    for (const Case& c : all)
+      for (DType type : {DType::f32, DType::bf16}) check_states_in_bf16(ctx, c, type, 3e-6);
+  });
+}
+
 TEST(CausalConv1dCuda, SplitAnywhereAndStepByStepAreTheWholePass) {
   op_test::on_cuda([](Context& ctx) {
-    for (DType type : {DType::f32, DType::bf16})
-      for (int64_t d_inner : {21, 24}) check_split(ctx, d_inner, type);
+    for (int64_t d_inner : {21, 24}) {
+      for (DType type : {DType::f32, DType::bf16}) check_split(ctx, d_inner, type);
+      check_split(ctx, d_inner, DType::bf16, DType::bf16);
+    }
   });
 }
 

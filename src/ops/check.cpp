@@ -26,6 +26,11 @@ void check_optional(const Tensor& t, const char* name, DType dtype,
   if (t) check_tensor(t, name, dtype, shape);
 }
 
+void check_state(const Tensor& state, DType full, std::initializer_list<int64_t> shape) {
+  check_optional(state, "state", state.dtype == DType::bf16 ? DType::bf16 : full, shape);
+  KRAIT_CHECK(!state || state.contiguous());
+}
+
 void check_slots(const Context& ctx, const Tensor& slot, const Tensor& state, int64_t num_seqs) {
   if (!state) return;
   if (!slot) {

@@ -16,6 +16,8 @@ void check_optional(const Tensor& t, const char* name, DType dtype,
 // are used.
 void check_sequences(const Context& ctx, const Tensor& seq_start, const Tensor& slot,
                      const Tensor& state, int64_t tokens);
+// The state of an op that mixes time (or none): contiguous, in full precision or in bf16.
+void check_state(const Tensor& state, DType full, std::initializer_list<int64_t> shape);
 // slot (none: i) is in range and distinct for num_seqs sequences, where the host can look.
 void check_slots(const Context& ctx, const Tensor& slot, const Tensor& state, int64_t num_seqs);
 

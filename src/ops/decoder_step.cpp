@@ -1,5 +1,7 @@
 #include "ops/decoder_step.h"
 
+#include <algorithm>
+
 #include "ops/check.h"
 #include "ops/engine.h"
 
@@ -53,7 +55,11 @@ void check_layer(const Context& ctx, const DecoderLayer& l, const DecoderLayer& 
 }  // namespace
 
 bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
-  return ctx.engine().takes_decoder_step && ctx.engine().takes_decoder_step(ctx, op);
+  const auto in_f32 = [](const DecoderLayer& l) {
+    return l.conv.dtype == DType::f32 && l.ssm.dtype == DType::f32;
+  };
+  return ctx.engine().takes_decoder_step && std::ranges::all_of(op.layers, in_f32) &&
+         ctx.engine().takes_decoder_step(ctx, op);
 }
 
 void decoder_step(Context& ctx, const DecoderStep& op) {

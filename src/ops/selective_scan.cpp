@@ -27,8 +27,7 @@ Shape check_inputs(const SelectiveScan& op) {
   check_optional(op.D, "D", full, {s.d_inner});
   check_optional(op.dt_bias, "dt_bias", full, {s.d_inner});
   check_optional(op.z, "z", type, {s.tokens, s.d_inner});
-  check_optional(op.state, "state", full, {-1, s.d_inner, s.d_state});
-  KRAIT_CHECK(!op.state || op.state.contiguous());
+  check_state(op.state, full, {-1, s.d_inner, s.d_state});
   return s;
 }
 
@@ -70,6 +69,7 @@ void selective_scan_bwd(Context& ctx, const SelectiveScan& op, const SelectiveSc
   const Shape s = check_inputs(op);
   const DType type = op.u.dtype, full = full_precision(op.u);
   KRAIT_CHECK(!op.dt_proj);
+  check_optional(op.state, "state", full, {-1, s.d_inner, s.d_state});
   check_sequences(ctx, op.seq_start, op.slot, op.state, s.tokens);
   check_saved(ctx, op, s);
   check_tensor(grad.dy, "dy", type, {s.tokens, s.d_inner});

@@ -3,7 +3,8 @@
 //   delta_t = softplus(dt_t + dt_bias),   h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,   y_t =
 //   (C_t h_t + D u_t) silu(z_t)
 // Channel c uses group c / (d_inner / n_groups) of B and C. h starts from the sequence's state, or
-// at zero.
+// at zero. A state in bf16 is f32 while a pass works on it, and rounded to nearest even where the
+// pass ends.
 #pragma once
 
 #include "ops/context.h"
@@ -22,8 +23,8 @@ struct SelectiveScan {
   Tensor D, dt_bias;  // (d_inner)                    f32; none: zero
   Tensor z;           // (tokens, d_inner)            T; none: no gate
   Tensor seq_start;   // (num_seqs + 1)               i32, from 0 to tokens, not decreasing
-  Tensor state;  // (slots, d_inner, d_state)    f32; in: initial, out: final; none: starts at zero,
-                 // not kept
+  Tensor state;  // (slots, d_inner, d_state)    f32 or bf16; in: initial, out: final; none: starts
+                 // at zero, not kept
   Tensor slot;   // (num_seqs)                   i32, distinct; none: sequence i uses slot i
   Tensor y;      // (tokens, d_inner)            T
   Tensor saved;  // (selective_scan_saved_size)  f32, opaque: states at chunk starts, for _bwd of
@@ -37,9 +38,9 @@ struct SelectiveScan {
 };
 
 // _bwd reads the inputs of the op, op.saved when it is there (else it scans once more), and
-// op.state, which holds the INITIAL state (as it was before _fwd). It does not read op.y, but gives
-// it once more where it is wanted, so that nobody need keep it. Where an input has row stride 0,
-// its gradient is given per token.
+// op.state, which holds the INITIAL state (as it was before _fwd), in f32. It does not read op.y,
+// but gives it once more where it is wanted, so that nobody need keep it. Where an input has row
+// stride 0, its gradient is given per token.
 struct SelectiveScanGrad {
   Tensor dy;            // (tokens, d_inner)            T
   Tensor du, ddt;       // (tokens, d_inner)            T

@@ -156,8 +156,7 @@ void forward_piece(const SelectiveScan& op, const ScanPlan& plan, int64_t sequen
   ForwardTile tile;
   const int64_t channels = plan.channels(block), begin = plan.start[sequence],
                 end = plan.start[sequence + 1];
-  float* state = cpu::state_of(op.state, op.slot, sequence, plan.first_channel(block));
-  cpu::load_states(state, channels, plan.d_state, h);
+  cpu::load_initial_states(op, plan, sequence, block, h);
   for (int64_t t = begin; t < end; t += kScanChunk) {
     const int64_t tokens = std::min(kScanChunk, end - t);
     if (op.saved && t > begin) {
@@ -174,7 +173,7 @@ void forward_piece(const SelectiveScan& op, const ScanPlan& plan, int64_t sequen
               static_cast<size_t>(plan.d_state), static_cast<size_t>(tokens));
     if (op.y) write_tile<T>(op, plan, block, t, tokens, tile);
   }
-  if (state && op.y) cpu::store_states(h, channels, plan.d_state, state);
+  if (op.y) cpu::store_final_states(op, plan, sequence, block, h);
 }
 
 void scan_forward_piece(const SelectiveScan& op, const ScanPlan& plan, int64_t sequence,
@@ -191,7 +190,7 @@ void scan_prepare_A(const SelectiveScan& op, const ScanPlan& plan, int64_t block
 
 // One token of channels [c0, c1) of one sequence. Lanes are states here: they lie together in
 // memory.
-template <class T>
+template <class T, class S>
 void step_piece(const SelectiveScan& op, int64_t s, int64_t c0, int64_t c1) {
   const FlushDenormals flush;
   const DF d;
@@ -215,7 +214,7 @@ void step_piece(const SelectiveScan& op, int64_t s, int64_t c0, int64_t c1) {
         stage_rows<T>(op.B, staged_group, s, 1, B);
         stage_rows<T>(op.C, staged_group, s, 1, C);
       }
-      float* h = cpu::state_of(op.state, op.slot, s, channel);
+      S* h = cpu::state_of<S>(op.state, op.slot, s, channel);
       const float* A = op.A.row<float>(channel);
       const VF scale = hn::Set(d, delta[c] * kLog2e), delta_u = hn::Set(d, delta[c] * u[c]);
       VF sum = hn::Zero(d);
@@ -239,8 +238,12 @@ void step_piece(const SelectiveScan& op, int64_t s, int64_t c0, int64_t c1) {
 }
 
 void scan_step_piece(const SelectiveScan& op, int64_t s, int64_t c0, int64_t c1) {
-  if (op.u.dtype == DType::f32) return step_piece<float>(op, s, c0, c1);
-  step_piece<krait::bf16>(op, s, c0, c1);
+  const auto step = [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (op.state.dtype == DType::f32) return step_piece<T, float>(op, s, c0, c1);
+    step_piece<T, krait::bf16>(op, s, c0, c1);
+  };
+  dispatch_f32_bf16(op.u.dtype, step);
 }
 
 }  // namespace krait::HWY_NAMESPACE

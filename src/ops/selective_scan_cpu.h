@@ -49,22 +49,44 @@ struct ScanPlan {
 };
 
 // The states of one block of channels of one sequence's slot; null when there is no state.
-inline float* state_of(const Tensor& state, const Tensor& slot, int64_t sequence, int64_t channel) {
+template <class S = float>
+S* state_of(const Tensor& state, const Tensor& slot, int64_t sequence, int64_t channel) {
   if (!state) return nullptr;
-  return state.row<float>(slot ? slot.ptr<int32_t>()[sequence] : sequence) +
-         channel * state.stride[1];
+  return state.row<S>(slot ? slot.ptr<int32_t>()[sequence] : sequence) + channel * state.stride[1];
 }
 
 // Between (channels, d_state) in memory and (d_state, kBlock) in a tile. A null source reads as
 // zero.
-inline void load_states(const float* state, int64_t channels, int64_t d_state, float* h) {
+template <class S>
+void load_states(const S* state, int64_t channels, int64_t d_state, float* h) {
   for (int64_t n = 0; n < d_state; ++n)
     for (int64_t c = 0; c < kBlock; ++c)
-      h[n * kBlock + c] = state && c < channels ? state[c * d_state + n] : 0.0f;
+      h[n * kBlock + c] = state && c < channels ? static_cast<float>(state[c * d_state + n]) : 0.0f;
 }
-inline void store_states(const float* h, int64_t channels, int64_t d_state, float* state) {
+template <class S>
+void store_states(const float* h, int64_t channels, int64_t d_state, S* state) {
   for (int64_t c = 0; c < channels; ++c)
-    for (int64_t n = 0; n < d_state; ++n) state[c * d_state + n] = h[n * kBlock + c];
+    for (int64_t n = 0; n < d_state; ++n)
+      state[c * d_state + n] = static_cast<S>(h[n * kBlock + c]);
+}
+
+// Between op.state and a tile; without a state: zero, and nothing is kept.
+inline void load_initial_states(const SelectiveScan& op, const ScanPlan& plan, int64_t sequence,
+                                int64_t block, float* h) {
+  const int64_t c0 = plan.first_channel(block), channels = plan.channels(block);
+  if (op.state.dtype == DType::bf16)
+    load_states(state_of<bf16>(op.state, op.slot, sequence, c0), channels, plan.d_state, h);
+  else
+    load_states(state_of(op.state, op.slot, sequence, c0), channels, plan.d_state, h);
+}
+inline void store_final_states(const SelectiveScan& op, const ScanPlan& plan, int64_t sequence,
+                               int64_t block, const float* h) {
+  const int64_t c0 = plan.first_channel(block), channels = plan.channels(block);
+  if (!op.state) return;
+  if (op.state.dtype == DType::bf16)
+    store_states(h, channels, plan.d_state, state_of<bf16>(op.state, op.slot, sequence, c0));
+  else
+    store_states(h, channels, plan.d_state, state_of(op.state, op.slot, sequence, c0));
 }
 
 // Fills plan.A_log2e from the workspace of ctx (the caller's Scope).

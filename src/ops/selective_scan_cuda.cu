@@ -3,6 +3,7 @@
 // by three kernels; where channels are few, too, another kernel's warps take turns.
 #include "core/dtype.h"
 #include "ops/cuda/arguments.h"
+#include "ops/cuda/f32_states.h"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector_access.h"
 #include "ops/engine.h"
@@ -275,6 +276,7 @@ void launch(const Args& a, const ScanForwardPlan& plan, Mode mode, cudaStream_t 
 
 // Without y: fills op.saved and leaves op.state as it is.
 void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
+  if (op.state.dtype == DType::bf16) return with_f32_states(ctx, op, selective_scan_fwd);
   State& gpu = state_of(ctx);
   const ScanShape shape = {.tokens = op.u.shape[0],
                            .num_seqs = op.seq_start.shape[0] - 1,

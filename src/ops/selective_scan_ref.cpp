@@ -9,7 +9,7 @@
 namespace krait::reference {
 namespace {
 
-// T: element type of activations; P: of parameters and states (f32, or f64 when T is).
+// T: element type of activations; P: of parameters (f32, or f64 when T is); S: of states.
 template <class T, class P>
 struct Channel {
   const SelectiveScan& op;
@@ -45,28 +45,28 @@ struct Channel {
   }
 };
 
-template <class P>
-P* state_of(const Tensor& state, const Tensor& slot, int64_t sequence, int64_t channel) {
+template <class S>
+S* state_of(const Tensor& state, const Tensor& slot, int64_t sequence, int64_t channel) {
   if (!state) return nullptr;
   const int64_t s = slot ? slot.ptr<int32_t>()[sequence] : sequence;
-  return state.row<P>(s) + channel * state.stride[1];
+  return state.row<S>(s) + channel * state.stride[1];
 }
 
-template <class T, class P>
+template <class T, class P, class S>
 void forward(const SelectiveScan& op) {
   const int32_t* start = op.seq_start.ptr<int32_t>();
   std::vector<double> h(static_cast<size_t>(op.A.shape[1]));
   for (int64_t s = 0; s < op.seq_start.shape[0] - 1; ++s)
     for (int64_t c = 0; c < op.u.shape[1]; ++c) {
       const Channel<T, P> channel(op, c);
-      P* state = state_of<P>(op.state, op.slot, s, c);
+      S* state = state_of<S>(op.state, op.slot, s, c);
       for (size_t n = 0; n < h.size(); ++n) h[n] = state ? static_cast<double>(state[n]) : 0;
       for (int64_t t = start[s]; t < start[s + 1]; ++t) {
         double y = channel.advance(t, h);
         if (op.z) y *= channel.z(t) * sigmoid(channel.z(t));
         op.y.row<T>(t)[c] = static_cast<T>(y);
       }
-      for (size_t n = 0; n < h.size() && state; ++n) state[n] = static_cast<P>(h[n]);
+      for (size_t n = 0; n < h.size() && state; ++n) state[n] = static_cast<S>(h[n]);
     }
 }
 
@@ -154,7 +154,8 @@ void backward(const SelectiveScan& op, const SelectiveScanGrad& grad) {
 void selective_scan_fwd(Context&, const SelectiveScan& op) {
   dispatch_float(op.u.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    forward<T, Full<T>>(op);
+    if (op.state.dtype == DType::bf16) return forward<T, Full<T>, bf16>(op);
+    forward<T, Full<T>, Full<T>>(op);
   });
 }
 

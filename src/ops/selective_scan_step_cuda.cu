@@ -18,7 +18,7 @@ struct Args {
   int64_t u_row, dt_row, z_row, B_row, C_row, y_row;  // in elements
   int64_t B_group, C_group;
   const float *A, *D, *dt_bias;  // D, dt_bias: null when none
-  float* state;
+  void* state;
   const int32_t* slot;  // null: sequence i has slot i
   int num_seqs, d_inner, d_state, group_width, lanes;
   bool vector_state;   // A and state may be read four states at a time
@@ -39,9 +39,10 @@ __device__ Floats<4> load_four(const T* p, int count, bool vector) {
 // Grid: x over (channel, lane), y over groups of kSequences sequences. `lanes` neighbouring threads
 // share a channel, each takes every lanes-th quad of its states, so that a warp's accesses to the
 // state are contiguous; A is read once for kSequences sequences, whose loads are under way
-// together. Moves 2 x 4 bytes for each (sequence, channel, state); A, B and C come from the caches.
-// y is summed over the lanes as a tree.
-template <class T, int kSequences>
+// together. Moves 2 x 4 bytes (states in bf16: 2 x 2) for each (sequence, channel, state); A, B and
+// C come from the caches. y is summed over the lanes as a tree, from states before they are
+// rounded.
+template <class T, class S, int kSequences>
 __global__ void __launch_bounds__(kStepThreads)
     selective_scan_step_rows(const __grid_constant__ Args a) {
   const int lane = static_cast<int>(threadIdx.x) % a.lanes;
@@ -52,13 +53,13 @@ __global__ void __launch_bounds__(kStepThreads)
   const int64_t s0 = int64_t{blockIdx.y} * kSequences;
   const float bias = a.dt_bias ? a.dt_bias[c] : 0.f, D = a.D ? a.D[c] : 0.f;
   float u[kSequences], z[kSequences], delta[kSequences], y[kSequences] = {};
-  float* state[kSequences];
+  S* state[kSequences];
   bool live[kSequences];
 #pragma unroll
   for (int k = 0; k < kSequences; ++k) {
     live[k] = there && s0 + k < a.num_seqs;
     const int64_t s = live[k] ? s0 + k : 0;
-    state[k] = a.state + ((a.slot ? a.slot[s] : s) * a.d_inner + c) * a.d_state;
+    state[k] = static_cast<S*>(a.state) + ((a.slot ? a.slot[s] : s) * a.d_inner + c) * a.d_state;
     u[k] = load_vector<1>(static_cast<const T*>(a.u) + s * a.u_row + c)[0];
     z[k] = a.z ? load_vector<1>(static_cast<const T*>(a.z) + s * a.z_row + c)[0] : 0.f;
     delta[k] = load_vector<1>(static_cast<const T*>(a.dt) + s * a.dt_row + c)[0] + bias;
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(kStepThreads)
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          if (i < count) state[k][n + i] = h[k][i];
+          if (i < count) store_vector(state[k] + n + i, Floats<1>{{h[k][i]}});
       }
     }
   }
@@ -132,7 +133,7 @@ void selective_scan_step(Context& ctx, const SelectiveScan& op) {
       .A = f32(op.A),
       .D = f32(op.D),
       .dt_bias = f32(op.dt_bias),
-      .state = f32(op.state),
+      .state = op.state.data,
       .slot = i32(op.slot),
       .num_seqs = static_cast<int>(op.u.shape[0]),
       .d_inner = static_cast<int>(op.u.shape[1]),
@@ -146,10 +147,13 @@ void selective_scan_step(Context& ctx, const SelectiveScan& op) {
   const cudaStream_t stream = state_of(ctx).stream;
   dispatch_f32_bf16(op.u.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (plan.sequences == 1)
-      selective_scan_step_rows<T, 1><<<grid, kStepThreads, 0, stream>>>(a);
-    else
-      selective_scan_step_rows<T, kStepSequences><<<grid, kStepThreads, 0, stream>>>(a);
+    dispatch_f32_bf16(op.state.dtype, [&](auto state_tag) {
+      using S = typename decltype(state_tag)::type;
+      if (plan.sequences == 1)
+        selective_scan_step_rows<T, S, 1><<<grid, kStepThreads, 0, stream>>>(a);
+      else
+        selective_scan_step_rows<T, S, kStepSequences><<<grid, kStepThreads, 0, stream>>>(a);
+    });
   });
   check_launch("selective_scan_step_rows");
 }

@@ -25,17 +25,17 @@ struct Args {
   bf16* y;
   int64_t u_row, dt_row, z_row, B_row, C_row, y_row;  // in elements
   const float *A, *D, *dt_bias;                       // D, dt_bias: null when none
-  float* state;
+  void* state;
   const int32_t* slot;  // null: sequence i has slot i
   int num_seqs, d_inner, dt_rank;
   bool settled;
 };
 
-// kSequences sequences of kChannels channels; behind it rows of dt_proj and dt, kSkew longer than
-// dt_rank.
-template <int kSequences, int kRing>
+// kSequences sequences of kChannels channels, states of type S; behind it rows of dt_proj and dt,
+// kSkew longer than dt_rank.
+template <class S, int kSequences, int kRing>
 struct Shared {
-  float ring[kRing][kThreads][4];
+  S ring[kRing][kThreads][4];
   float delta[kSequences][kChannels];  // first T(dt), then delta, then y's sum over states
   float delta_u[kSequences][kChannels];
   float BC[kSequences][2 * kStates];
@@ -44,8 +44,8 @@ struct Shared {
 
 // delta[s][c] = sum over r of dt_proj[c][r] dt[s][r], rounded to bf16. A warp takes every fourth
 // tile of 16 channels and 8 sequences.
-template <int kSequences, int kRing>
-__device__ void project_dt(Shared<kSequences, kRing>& shared, const bf16* weight, const bf16* dt,
+template <class S, int kSequences, int kRing>
+__device__ void project_dt(Shared<S, kSequences, kRing>& shared, const bf16* weight, const bf16* dt,
                            int dt_rank) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = static_cast<int>(threadIdx.x) % kWarp / 4, q = static_cast<int>(threadIdx.x) % 4;
@@ -66,19 +66,29 @@ __device__ void project_dt(Shared<kSequences, kRing>& shared, const bf16* weight
   }
 }
 
+// Four states that nobody reads before the next step.
+__device__ void store_streaming(float* p, const Floats<4>& h) {
+  __stcs(reinterpret_cast<float4*>(p), make_float4(h[0], h[1], h[2], h[3]));
+}
+__device__ void store_streaming(bf16* p, const Floats<4>& h) {
+  const Packed<bf16, 4> in = pack<bf16>(h);
+  __stcs(reinterpret_cast<uint2*>(p), make_uint2(in.word[0], in.word[1]));
+}
+
 // Grid: x over blocks of kChannels channels, y over groups of kSequences sequences. Four
 // neighbouring threads share a channel, each has four of its states, so that a warp's accesses to
-// the state are 512 contiguous bytes. On chip: rows of dt_proj and of dt (bf16), delta, delta u, B
-// and C (f32); a ring of each thread's states of the next kRing sequences, on their way from the
-// kernel's beginning on, so that memory is busy while delta is computed. Moves 2 x 4 bytes for each
-// (sequence, channel, state). Barriers: dt_proj and dt are there; dt's product is; delta is; y's
-// sums are. Numerics: dt summed in f32 by tensor cores in an order that dt_rank alone decides, then
-// as selective_scan_step_rows: the same bits from the same dt.
-template <int kSequences, int kRing>
+// the state are 512 contiguous bytes (in bf16 256). On chip: rows of dt_proj and of dt (bf16),
+// delta, delta u, B and C (f32); a ring of each thread's states of the next kRing sequences, on
+// their way from the kernel's beginning on, so that memory is busy while delta is computed. Moves 2
+// x 4 bytes (states in bf16: 2 x 2) for each (sequence, channel, state). Barriers: dt_proj and dt
+// are there; dt's product is; delta is; y's sums are. Numerics: dt summed in f32 by tensor cores in
+// an order that dt_rank alone decides, then as selective_scan_step_rows: the same bits from the
+// same dt.
+template <class S, int kSequences, int kRing>
 __global__ void __launch_bounds__(kThreads, 4)
     selective_scan_step_projected(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<kSequences, kRing>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<S, kSequences, kRing>*>(memory);
   const int row = a.dt_rank + kSkew, thread = static_cast<int>(threadIdx.x);
   bf16* const weight = reinterpret_cast<bf16*>(memory + sizeof shared);
   bf16* const dt = weight + kChannels * row;
@@ -95,13 +105,14 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int c = c0 + thread / kLanes, n = thread % kLanes * 4;
   const auto slot_of = [&](int s) { return a.slot ? a.slot[s0 + s] : s0 + s; };
   const auto state_at = [&](int64_t slot) {
-    return a.state + (slot * a.d_inner + c) * kStates + n;
+    return static_cast<S*>(a.state) + (slot * a.d_inner + c) * kStates + n;
   };
   const uint32_t ring = shared_address(shared.ring[0][thread]);
   constexpr uint32_t kRingRow = sizeof shared.ring[0];
+  constexpr int kBytes = Packed<S, 4>::kBytes;
 #pragma unroll
   for (int k = 0; k < kRing; ++k) {
-    if (k < count) copy_async<16>(ring + k * kRingRow, state_at(slot_of(k)));
+    if (k < count) copy_async<kBytes>(ring + k * kRingRow, state_at(slot_of(k)));
     end_copies();
   }
   if (thread < count) shared.slot[thread] = slot_of(thread);
@@ -142,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll 4
   for (int s = 0, place = 0; s < count; ++s, place = place + 1 == kRing ? 0 : place + 1) {
     wait_for_copies<kRing - 1>();
-    Floats<4> h = unpack(load_copied<float, 4>(ring + place * kRingRow));
+    Floats<4> h = unpack(load_copied<S, 4>(ring + place * kRingRow));
     const float step = shared.delta[s][thread / kLanes], du = shared.delta_u[s][thread / kLanes];
     const Floats<4> B = load_vector<4>(shared.BC[s] + n);
     const Floats<4> C = load_vector<4>(shared.BC[s] + kStates + n);
@@ -152,10 +163,9 @@ __global__ void __launch_bounds__(kThreads, 4)
       h[i] = fmaf(exp2_approx(step * (A[i] * kLog2E)), h[i], du * B[i]);
       y = fmaf(C[i], h[i], y);
     }
-    __stcs(reinterpret_cast<float4*>(state_at(shared.slot[s])),
-           make_float4(h[0], h[1], h[2], h[3]));
+    store_streaming(state_at(shared.slot[s]), h);
     if (s + kRing < count)
-      copy_async<16>(ring + place * kRingRow, state_at(shared.slot[s + kRing]));
+      copy_async<kBytes>(ring + place * kRingRow, state_at(shared.slot[s + kRing]));
     end_copies();
 #pragma unroll
     for (int d = kLanes / 2; d > 0; d /= 2) y += __shfl_xor_sync(~0u, y, d);
@@ -182,14 +192,14 @@ ScanShape shape_of(const SelectiveScan& op) {
           .n_groups = op.B.shape[1]};
 }
 
-template <int kSequences, int kRing>
+template <class S, int kSequences, int kRing>
 void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
-  const auto kernel = selective_scan_step_projected<kSequences, kRing>;
+  const auto kernel = selective_scan_step_projected<S, kSequences, kRing>;
   const auto shared_bytes = [](int64_t dt_rank) {
-    return sizeof(Shared<kSequences, kRing>) +
+    return sizeof(Shared<S, kSequences, kRing>) +
            (kChannels + kSequences) * static_cast<size_t>(dt_rank + kSkew) * sizeof(bf16);
   };
-  static_assert(sizeof(Shared<kSequences, kRing>) < 48 * 1024);
+  static_assert(sizeof(Shared<S, kSequences, kRing>) < 48 * 1024);
   static const cudaError_t raised =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(shared_bytes(kProjectedMaxRank)));
@@ -228,16 +238,20 @@ void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op)
                   .A = f32(op.A),
                   .D = f32(op.D),
                   .dt_bias = f32(op.dt_bias),
-                  .state = f32(op.state),
+                  .state = op.state.data,
                   .slot = i32(op.slot),
                   .num_seqs = static_cast<int>(op.u.shape[0]),
                   .d_inner = static_cast<int>(op.u.shape[1]),
                   .dt_rank = static_cast<int>(op.dt.shape[1]),
                   .settled = op.settled};
-  if (plan.sequences == kProjectedManySequences)
-    launch<kProjectedManySequences, 12>(ctx, plan, a);  // what four blocks have room for
-  else
-    launch<kProjectedFewSequences, kProjectedFewSequences>(ctx, plan, a);
+  dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
+    using S = typename decltype(tag)::type;
+    constexpr int kRing = 48 / sizeof(S);  // what four blocks have room for
+    if (plan.sequences == kProjectedManySequences)
+      launch<S, kProjectedManySequences, kRing>(ctx, plan, a);
+    else
+      launch<S, kProjectedFewSequences, kProjectedFewSequences>(ctx, plan, a);
+  });
 }
 
 }  // namespace krait::cuda

@@ -70,7 +70,9 @@ struct Scan {
     return n;
   }
 
-  Scan(const Case& c, DType t)
+  Scan(const Case& c, DType t) : Scan(c, t, t == DType::f64 ? DType::f64 : DType::f32) {}
+
+  Scan(const Case& c, DType t, DType states)
       : tokens(total(c)),
         num_seqs(static_cast<int64_t>(c.lengths.size())),
         slots(num_seqs + 2),
@@ -85,7 +87,7 @@ struct Scan {
         z(t, {tokens, c.d_inner}, c.strided ? 2 * c.d_inner + 3 : 0),
         seq_start(DType::i32, {num_seqs + 1}),
         slot(DType::i32, {num_seqs}),
-        state(full, {slots, c.d_inner, c.d_state}),
+        state(states, {slots, c.d_inner, c.d_state}),
         y(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 7 : 0),
         saved(full, {tokens * c.d_inner * c.d_state}),  // at least
         y_again(t, {tokens, c.d_inner}, c.strided ? c.d_inner + 4 : 0),
@@ -252,9 +254,9 @@ void expect_agrees(const char* name, const TestTensor& actual, const TestTensor&
 }
 
 void expect_forward_like_reference(Context& ctx, const Tolerances& tolerances, const Case& c,
-                                   DType type) {
+                                   DType type, DType states = DType::f32) {
   Context reference(reference_engine());
-  Scan actual(c, type), oracle(c, DType::f64);
+  Scan actual(c, type, states), oracle(c, DType::f64);
   oracle.take(actual);
   oracle.forward(reference);
   actual.forward(ctx);
@@ -370,6 +372,54 @@ TEST(SelectiveScan, StepByStepIsTheWholePass) {
   op_test::for_each_simd_target([] {
     Context cpu(cpu_engine(), 2);
     expect_steps_are_the_pass(cpu, kCpu);
+  });
+}
+
+// Each from the state that the one before left, which is rounded once.
+void expect_steps_to_round_once(Context& ctx, const Tolerances& tolerances, DType type) {
+  Context reference(reference_engine());
+  for (int64_t d_state : {1, 3, 16, 21, 64}) {
+    SCOPED_TRACE(d_state);
+    const Case c = {
+        .lengths = {20}, .d_inner = 70, .d_state = d_state, .n_groups = d_state % 2 + 1};
+    Scan actual(c, type, DType::bf16), oracle(c, DType::f64);
+    oracle.take(actual);
+    for (int64_t t = 0; t < 20; ++t) {
+      oracle.state.copy(actual.state);
+      for (auto [scan, context] : {std::pair{&actual, &ctx}, {&oracle, &reference}}) {
+        SelectiveScan op = scan->op;
+        for (Tensor* x : {&op.u, &op.dt, &op.B, &op.C, &op.z, &op.y}) *x = x->slice(0, t, t + 1);
+        op.seq_start = op.saved = Tensor();
+        selective_scan_step(*context, op);
+      }
+      EXPECT_TRUE(close_bf16(actual.state, oracle.state.to_double())) << t;
+      const std::vector<double> y = op_test::to_double(actual.op.y.slice(0, t, t + 1)),
+                                expected = op_test::to_double(oracle.op.y.slice(0, t, t + 1));
+      EXPECT_TRUE(close(y, expected, type == DType::bf16 ? 4e-3 : tolerances.forward)) << t;
+    }
+    EXPECT_TRUE(actual.guards_intact());
+  }
+}
+
+void expect_states_in_bf16(Context& ctx, const Tolerances& tolerances,
+                           std::initializer_list<const std::vector<Case>*> lists) {
+  for (DType type : {DType::f32, DType::bf16}) {
+    for (const auto* list : lists)
+      for (const Case& c : *list) {
+        if (!c.state) continue;
+        SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
+        expect_forward_like_reference(ctx, tolerances, c, type, DType::bf16);
+      }
+    expect_steps_to_round_once(ctx, tolerances, type);
+  }
+}
+
+TEST(SelectiveScan, StatesInBf16AreRoundedOnce) {
+  Context reference(reference_engine(), 1);
+  expect_states_in_bf16(reference, kCpu, {&cases()});
+  op_test::for_each_simd_target([] {
+    Context cpu(cpu_engine(), 2);
+    expect_states_in_bf16(cpu, kCpu, {&cases()});
   });
 }
 
@@ -570,6 +620,9 @@ TEST(SelectiveScan, WrongArgumentsAreRefused) {
   refused([&](SelectiveScan& op) { starts.values({0, 8, 7}), op.seq_start = starts; });
   refused([&](SelectiveScan& op) { slots.values({1, 1}), op.slot = slots; });
   refused([&](SelectiveScan& op) { slots.values({0, 4}), op.slot = slots; });
+  refused([&](SelectiveScan& op) { op.state.dtype = DType::f16; });
+  Scan in_bf16(c, DType::f32, DType::bf16);
+  EXPECT_THROW(in_bf16.backward(cpu), CheckFailure);
 }
 
 // What the GPU's kernels branch on: tiles (32 tokens), saved states (64), segments (2048), channels
@@ -601,6 +654,12 @@ TEST(SelectiveScanCuda, ForwardMatchesTheReference) {
           SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
           expect_forward_like_reference(ctx, kCuda, c, type);
         }
+  });
+}
+
+TEST(SelectiveScanCuda, StatesInBf16AreRoundedOnce) {
+  op_test::on_cuda([](Context& ctx) {
+    expect_states_in_bf16(ctx, kCuda, {&cases(), &cuda_cases()});
   });
 }
 

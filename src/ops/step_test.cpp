@@ -56,7 +56,9 @@ struct Step {
   SelectiveScan op;
   std::vector<double> initial;
 
-  Step(const Case& c, DType t)
+  Step(const Case& c, DType t) : Step(c, t, t == DType::f64 ? DType::f64 : DType::f32) {}
+
+  Step(const Case& c, DType t, DType states)
       : type(t),
         full(t == DType::f64 ? DType::f64 : DType::f32),
         slots(2 * c.num_seqs + 1),
@@ -68,7 +70,7 @@ struct Step {
         dt_bias(full, {c.d_inner}),
         z(t, {c.num_seqs, c.d_inner}, 2 * c.d_inner),
         slot(DType::i32, {c.num_seqs}),
-        state(full, {slots, c.d_inner, c.d_state}),
+        state(states, {slots, c.d_inner, c.d_state}),
         y(t, {c.num_seqs, c.d_inner}, 2 * c.d_inner) {
     Rng rng(5);
     u.normal(rng);
@@ -107,8 +109,8 @@ struct Step {
 };
 
 // The product by itself, then the step: the same bits, for dt's sums are exact.
-void expect_composition(Context& ctx, const Case& c, DType type, bool settled) {
-  Step whole(c, type), parts(c, type);
+void expect_composition(Context& ctx, const Case& c, DType type, DType states, bool settled) {
+  Step whole(c, type, states), parts(c, type, states);
   whole.op.settled = settled;
   selective_scan_step(ctx, whole.op);
   const TestTensor dt(type, {c.num_seqs, c.d_inner});
@@ -126,7 +128,9 @@ void expect_compositions(Context& ctx, std::initializer_list<DType> types, int64
   for (const Case& c : cases())
     if (c.num_seqs * c.d_inner <= most)
       for (const DType type : types)
-        for (const bool settled : {false, true}) expect_composition(ctx, c, type, settled);
+        for (const bool settled : {false, true})
+          for (const DType states : {type == DType::f64 ? DType::f64 : DType::f32, DType::bf16})
+            expect_composition(ctx, c, type, states, settled);
 }
 
 TEST(ScanStep, WithItsProductIsTheComposition) {
@@ -150,6 +154,22 @@ TEST(ScanStepCuda, MatchesTheReference) {
     selective_scan_step(reference, expected.op);
     EXPECT_TRUE(close(actual.state, expected.state.to_double(), 3e-6));
     EXPECT_TRUE(close(actual.y, expected.y.to_double(), 1e-3));  // roundings to bf16 that differ
+  });
+}
+
+TEST(ScanStepCuda, StatesInBf16AreRoundedOnce) {
+  op_test::on_cuda([](Context& ctx) {
+    Context reference(reference_engine(), 1);
+    for (const int64_t num_seqs : {5, 70}) {  // both kernels
+      const Case c = {.num_seqs = num_seqs, .d_inner = 1024, .dt_rank = 64};
+      Step actual(c, DType::bf16, DType::bf16), expected(c, DType::bf16);
+      expected.state.values(actual.initial);
+      selective_scan_step(ctx, actual.op);
+      selective_scan_step(reference, expected.op);
+      EXPECT_TRUE(op_test::close_bf16(actual.state, expected.state.to_double()));
+      EXPECT_TRUE(close(actual.y, expected.y.to_double(), 1e-3));
+      EXPECT_TRUE(actual.guards_intact());
+    }
   });
 }
 
@@ -228,10 +248,13 @@ TEST(CausalConv1dCuda, AStepIsAPassOfOneToken) {
   op_test::on_cuda([](Context& ctx) {
     for (const auto& [num_seqs, d_inner, d_conv] :
          {std::array<int64_t, 3>{301, 2048, 4}, {301, 2048, 3}, {1301, 21, 2}, {3, 264, 4}}) {
-      for (const DType type : {DType::f32, DType::bf16}) {
+      for (const auto& [type, states] : {std::pair(DType::f32, DType::f32),
+                                         {DType::bf16, DType::f32},
+                                         {DType::f32, DType::bf16},
+                                         {DType::bf16, DType::bf16}}) {
         Rng rng(8);
         TestTensor x(type, {num_seqs, d_inner}, 2 * d_inner), weight(DType::f32, {d_inner, d_conv}),
-            bias(DType::f32, {d_inner}), state(DType::f32, {num_seqs, d_conv - 1, d_inner});
+            bias(DType::f32, {d_inner}), state(states, {num_seqs, d_conv - 1, d_inner});
         for (TestTensor* t : {&x, &weight, &bias, &state}) t->normal(rng);
         TestTensor seq_start(DType::i32, {num_seqs + 1}), slot(DType::i32, {num_seqs});
         std::vector<double> starts, slots;
