@@ -95,6 +95,27 @@ TEST_F(Api, WeightsInEightBits) {
   EXPECT_TRUE(model.load_state(elsewhere.path() / "book.state") == state);
 }
 
+TEST_F(Api, StatesInBf16) {
+  LanguageModel small = LanguageModel::load(folder.path(), {.state_dtype = "bf16"});
+  EXPECT_EQ(2 * small.info().state_bytes, model.info().state_bytes);
+  State exact, rounded;
+  model.read(exact, "To be, or not to be");
+  small.read(rounded, "To be, or not to be");
+  EXPECT_LT(rounded.to_bytes().size(), exact.to_bytes().size());
+  State restored = State::from_bytes(rounded.to_bytes());
+  EXPECT_EQ(small.generate(restored, options()).text, small.generate(rounded, options()).text);
+  // Either's states are the other's, too.
+  const std::vector<float> a = model.next_logits(exact), b = small.next_logits(exact);
+  EXPECT_NE(a, b);
+  for (size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i], 0.05f);
+  const TestFolder elsewhere;
+  const std::filesystem::path file = elsewhere.path() / "book.state";
+  small.save_state(rounded, file);
+  EXPECT_TRUE(model.load_state(file) == rounded);
+  EXPECT_EQ(model.next_logits(model.load_state(file)), model.next_logits(rounded));
+  EXPECT_THROW(LanguageModel::load(folder.path(), {.state_dtype = "f16"}), Error);
+}
+
 TEST_F(Api, TextInPiecesIsTheSameText) {
   State whole, pieces;
   model.read(whole, "To be, or not to be");

@@ -69,6 +69,7 @@ int run(ModelBenchFlags flags) {
   bench.config = flags.config.empty() ? named_config(flags.size) : read_config(flags.config);
   bench.dtype = flags.compute.weights_dtype().value_or(DType::bf16);
   bench.quantization = flags.compute.quantization();
+  bench.state_dtype = flags.compute.states_dtype();
   if (!flags.train.empty())
     parse_train(flags.train, bench);
   else if (bench.quantization == Quantization::none &&
@@ -86,6 +87,7 @@ int run(ModelBenchFlags flags) {
     print_json({{"parameters", parameter_count(bench.config)},
                 {"dtype", name_of(bench.dtype)},
                 {"quantize", name_of(bench.quantization)},
+                {"state_dtype", name_of(bench.state_dtype)},
                 {"device", ctx->engine().name},
                 {"threads", ctx->threads()},
                 {"prefill_tokens_per_s", rate_json(r.prefill)},
@@ -107,10 +109,10 @@ int run(ModelBenchFlags flags) {
   }
   char line[160];
   const bool quantized = bench.quantization != Quantization::none;
-  std::snprintf(line, sizeof line, "%lld parameters, %s%s%s, %s, %d threads\n",
+  std::snprintf(line, sizeof line, "%lld parameters, %s%s%s, states in %s, %s, %d threads\n",
                 static_cast<long long>(parameter_count(bench.config)), name_of(bench.dtype),
                 quantized ? " with weights in " : "", quantized ? name_of(bench.quantization) : "",
-                ctx->engine().name, ctx->threads());
+                name_of(bench.state_dtype), ctx->engine().name, ctx->threads());
   write_stdout(line);
   print_rate("prefill", r.prefill, "the GEMM rate");
   if (r.first_token_s > 0) {
@@ -172,7 +174,7 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   flags->compute.add_to(*command);
-  flags->compute.add_quantize_to(*command);
+  flags->compute.add_inference_to(*command);
   command->add_flag("--json", flags->json, "Print one JSON object");
   out.push_back({command, [flags] { return run(*flags); }});
 }

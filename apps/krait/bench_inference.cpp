@@ -68,7 +68,7 @@ class Prompts {
 std::vector<std::byte> time_prompts(Context& ctx, const Weights& w, const ModelBench& bench,
                                     InferenceTimes& times) {
   constexpr int64_t kSteadyChunks = 4;
-  DecodeState state(bench.config, bench.batch, DType::f32, ctx.memory());
+  DecodeState state(bench.config, bench.batch, bench.state_dtype, ctx.memory());
   const OwnedTensor out(DType::f32, {bench.batch, bench.config.vocab_size}, ctx.memory());
   Prompts prompts(ctx, w, bench);
   const int64_t chunks = prompts.chunks();
@@ -90,7 +90,7 @@ std::vector<std::byte> time_prompts(Context& ctx, const Weights& w, const ModelB
 // state that all sequences go on from; empty: zero.
 void time_steps(Context& ctx, const Weights& w, const ModelBench& bench,
                 const std::vector<std::byte>& prompt, InferenceTimes& times) {
-  DecodeBatch batch(ctx, w);
+  DecodeBatch batch(ctx, w, bench.state_dtype);
   if (!prompt.empty()) batch.state().restore(0, prompt);
   batch.reserve(bench.batch, /*recent=*/1);
   SamplingParams greedy;

@@ -42,7 +42,8 @@ double bytes_per_step(const ModelBench& bench) {
     bytes += static_cast<double>(rows ? bench.batch * config.d_model : p.size()) *
              static_cast<double>(size_of(dtype));
   }
-  return bytes + 2 * static_cast<double>(bench.batch * config.state_bytes_per_sequence());
+  return bytes +
+         2 * static_cast<double>(bench.batch * config.state_bytes_per_sequence(bench.state_dtype));
 }
 
 // Seconds of a step; device_bytes: the most that was taken of a GPU's memory.

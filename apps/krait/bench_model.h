@@ -13,6 +13,7 @@ struct ModelBench {
   Config config;
   DType dtype = DType::bf16;
   Quantization quantization = Quantization::none;  // in inference
+  DType state_dtype = DType::f32;                  // in inference
   int64_t batch = 1;                               // sequences that are read and written at once
   int64_t prompt = 512, gen = 64;                  // tokens of each; 0: leave out
   int64_t train_batch = 0, train_length = 0;       // sequences and their tokens; 0: leave out

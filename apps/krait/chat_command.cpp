@@ -119,7 +119,7 @@ int run(const ChatFlags& flags) {
   const Tokenizer tokenizer = flags.model.load_tokenizer();
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const Model model = flags.compute.load(flags.model.folder, *ctx);
-  Generator generator(*ctx, model.weights, tokenizer);
+  Generator generator(*ctx, model.weights, tokenizer, flags.compute.states_dtype());
   std::optional<SavedConversation> start;
   if (!flags.state.empty()) start = load_state_file(flags.state, state_owner_of(model));
   Chat chat(flags, std::move(start), generator, tokenizer);
@@ -158,7 +158,7 @@ void add_chat_command(CLI::App& app, CommandList& out) {
       ->capture_default_str();
   flags->sampling.add_to(*command);
   flags->compute.add_to(*command);
-  flags->compute.add_quantize_to(*command);
+  flags->compute.add_inference_to(*command);
   out.push_back({command, [flags] { return run(*flags); }});
 }
 

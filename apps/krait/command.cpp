@@ -37,10 +37,14 @@ void ComputeFlags::add_to(CLI::App& app) {
                "The same bits for a sequence whatever it is computed together with; slower");
 }
 
-void ComputeFlags::add_quantize_to(CLI::App& app) {
+void ComputeFlags::add_inference_to(CLI::App& app) {
   app.add_option("--quantize", quantize,
                  "Weights in 8 bits, made when the model is loaded: int8; faster to write with")
       ->check(CLI::IsMember({"none", "int8"}))
+      ->capture_default_str();
+  app.add_option("--state-dtype", state_dtype,
+                 "Type of the states between tokens: f32, or bf16: half the bytes, less exact")
+      ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
 }
 
@@ -57,8 +61,18 @@ std::optional<DType> ComputeFlags::weights_dtype() const {
 
 Quantization ComputeFlags::quantization() const { return quantization_from_name(quantize); }
 
+DType ComputeFlags::states_dtype() const { return dtype_from_name(state_dtype); }
+
 Model ComputeFlags::load(const std::string& folder, const Context& ctx) const {
   return load_model(folder, weights_dtype(), ctx.memory(), quantization());
+}
+
+void add_chunk(CLI::App& app, int64_t& chunk) {
+  app.add_option(
+         "--chunk", chunk,
+         "Tokens that go through the model at once; 1: as it writes; 0: as many as are fast")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
 }
 
 void ModelFlags::add_to(CLI::App& app) {

@@ -57,16 +57,21 @@ struct ComputeFlags {
   std::string dtype = "auto";  // auto, f32, bf16
   int threads = 0;             // 0: all cores
   bool batch_invariant = false;
-  std::string quantize = "none";  // none, int8
+  std::string quantize = "none";    // none, int8
+  std::string state_dtype = "f32";  // f32, bf16
 
-  void add_to(CLI::App& app);           // all but --quantize
-  void add_quantize_to(CLI::App& app);  // of the commands that run a model, not train it
+  void add_to(CLI::App& app);            // all but --quantize and --state-dtype
+  void add_inference_to(CLI::App& app);  // these, of the commands that run a model, not train it
   // Throws Error for a device that is not there or that this program was built without.
   std::unique_ptr<Context> make_context() const;
   std::optional<DType> weights_dtype() const;  // none: as the file
   Quantization quantization() const;
+  DType states_dtype() const;
   Model load(const std::string& folder, const Context& ctx) const;
 };
+
+// --chunk of the commands that score text.
+void add_chunk(CLI::App& app, int64_t& chunk);
 
 // Flags of the commands that write text.
 struct SamplingFlags {

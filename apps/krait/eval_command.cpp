@@ -15,7 +15,7 @@ struct EvalFlags {
   ModelFlags model;
   ComputeFlags compute;
   std::vector<std::string> files;
-  int64_t context = 0;
+  int64_t context = 0, chunk = 0;
   bool json = false;
 };
 
@@ -25,7 +25,8 @@ int run(const EvalFlags& flags) {
   std::vector<MappedFile> files;  // all opened before the work begins
   for (const std::string& path : flags.files) files.emplace_back(path);
   const Model model = flags.compute.load(flags.model.folder, *ctx);
-  Scorer scorer(*ctx, model.weights);
+  Scorer scorer(*ctx, model.weights,
+                {.state_dtype = flags.compute.states_dtype(), .chunk = flags.chunk});
   Scorer::Total total;
   catch_interrupts();
   for (const MappedFile& file : files) {
@@ -67,8 +68,9 @@ void add_eval_command(CLI::App& app, CommandList& out) {
                    "0: each file as one stream")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
+  add_chunk(*command, flags->chunk);
   flags->compute.add_to(*command);
-  flags->compute.add_quantize_to(*command);
+  flags->compute.add_inference_to(*command);
   command->add_flag("--json", flags->json,
                     "Print {\"loss\", \"perplexity\", \"bits_per_byte\", \"tokens\"}");
   out.push_back({command, [flags] { return run(*flags); }});

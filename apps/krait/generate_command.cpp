@@ -61,7 +61,7 @@ int run(const GenerateFlags& flags) {
   options.any_token = flags.tokens_given->count() > 0;
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const Model model = flags.compute.load(flags.model.folder, *ctx);
-  Generator generator(*ctx, model.weights, tokenizer);
+  Generator generator(*ctx, model.weights, tokenizer, flags.compute.states_dtype());
   std::optional<StateOwner> owner;
   if (!flags.state.empty() || !flags.save_state.empty()) owner = state_owner_of(model);
   if (!flags.state.empty()) generator.restore(load_state_file(flags.state, *owner));
@@ -111,7 +111,7 @@ void add_generate_command(CLI::App& app, CommandList& out) {
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
   flags->compute.add_to(*command);
-  flags->compute.add_quantize_to(*command);
+  flags->compute.add_inference_to(*command);
   command->add_flag("--json", flags->json, "Print {\"text\", \"tokens\", \"finish_reason\"}");
   out.push_back({command, [flags] { return run(*flags); }});
 }

@@ -17,6 +17,7 @@ struct ScoreFlags {
   ComputeFlags compute;
   std::string text, tokens, file, tokens_file, state;
   size_t top = 0;
+  int64_t chunk = 0;
   bool json = false;
 };
 
@@ -147,7 +148,8 @@ int run(const ScoreFlags& flags) {
     throw Error("more tokens asked for than there are", "--top",
                 "at most " + std::to_string(model.config().vocab_size), std::to_string(flags.top));
   catch_interrupts();
-  Scorer scorer(*ctx, model.weights);
+  Scorer scorer(*ctx, model.weights,
+                {.state_dtype = flags.compute.states_dtype(), .chunk = flags.chunk});
   if (!flags.state.empty())
     scorer.continue_from(load_state_file(flags.state, state_owner_of(model)));
   const bool complete = flags.json ? print_as_json(scorer, scored, flags.top)
@@ -173,8 +175,9 @@ void add_score_command(CLI::App& app, CommandList& out) {
                       "is scored too");
   command->add_option("--top", flags->top, "Also the K most likely tokens that could follow")
       ->check(CLI::Range(0, 1 << 30));
+  add_chunk(*command, flags->chunk);
   flags->compute.add_to(*command);
-  flags->compute.add_quantize_to(*command);
+  flags->compute.add_inference_to(*command);
   command->add_flag("--json", flags->json,
                     "Print {\"tokens\", \"logprobs\", \"top\": [[id, logprob], ..]}");
   out.push_back({command, [flags] { return run(*flags); }});

@@ -34,12 +34,13 @@ struct StateForkFlags {
 // owner_checked: it is the state of the model that was named.
 void print_state(const StateFileInfo& info, bool owner_checked, bool json) {
   nlohmann::ordered_json out = {
-      {"file", info.path},         {"version", info.version},
-      {"model", info.model},       {"tokens", info.tokens},
-      {"n_layer", info.n_layer},   {"d_inner", info.d_inner},
-      {"d_state", info.d_state},   {"d_conv", info.d_conv},
-      {"dtype", info.dtype},       {"bytes", info.bytes},
-      {"checksum", info.checksum}, {"checksum_ok", true}};  // else there was an error
+      {"file", info.path},       {"version", info.version},
+      {"model", info.model},     {"tokens", info.tokens},
+      {"n_layer", info.n_layer}, {"d_inner", info.d_inner},
+      {"d_state", info.d_state}, {"d_conv", info.d_conv},
+      {"dtype", info.dtype},     {"state_dtype", name_of(info.state_dtype)},
+      {"bytes", info.bytes},     {"checksum", info.checksum},
+      {"checksum_ok", true}};  // else there was an error
   if (owner_checked) out["model_ok"] = true;
   if (json) return print_json(out);
   std::string text;
@@ -87,7 +88,7 @@ int run(const StateSaveFlags& flags) {
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const Model model = flags.compute.load(flags.model.folder, *ctx);
   const StateOwner owner = state_owner_of(model);
-  Generator generator(*ctx, model.weights, tokenizer);
+  Generator generator(*ctx, model.weights, tokenizer, flags.compute.states_dtype());
   if (!flags.from.empty()) generator.restore(load_state_file(flags.from, owner));
   catch_interrupts();
   if (!read_texts(flags, tokenizer, generator)) return kInterrupted;
@@ -139,7 +140,7 @@ void add_state_save(CLI::App& state, CommandList& out) {
   command->add_option("-o,--out", flags->out, "The state file to write")->required();
   command->add_option("--from", flags->from, "Go on from this state file");
   flags->compute.add_to(*command);
-  flags->compute.add_quantize_to(*command);
+  flags->compute.add_inference_to(*command);
   command->add_flag("--json", flags->json, "Print what state load --json prints");
   out.push_back({command, [flags] { return run(*flags); }});
 }
@@ -152,8 +153,9 @@ void add_state_load(CLI::App& state, CommandList& out) {
   command->add_option("-m,--model", flags->folder, "Also check that it is this model's state");
   command->add_flag("--json", flags->json,
                     "Print {\"file\", \"version\", \"model\", \"tokens\", \"n_layer\", "
-                    "\"d_inner\", \"d_state\", \"d_conv\", \"dtype\", \"bytes\", \"checksum\", "
-                    "\"checksum_ok\"}, and with --model \"model_ok\"");
+                    "\"d_inner\", \"d_state\", \"d_conv\", \"dtype\", \"state_dtype\", "
+                    "\"bytes\", \"checksum\", \"checksum_ok\"}, and with --model "
+                    "\"model_ok\"");
   out.push_back({command, [flags] { return run(*flags); }});
 }
 

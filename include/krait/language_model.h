@@ -30,7 +30,8 @@ struct LoadOptions {
   std::string device = "cpu";     // or "cuda"
   std::string dtype = "auto";     // of weights and activations: "f32", "bf16", or as in the file
   std::string quantize = "none";  // "int8": weights in 8 bits, made when loading; docs/numerics.md
-  int threads = 0;                // 0: one per core
+  std::string state_dtype = "f32";  // of states; "bf16": half the bytes, rounded behind each token
+  int threads = 0;                  // 0: one per core
   bool batch_invariant =
       false;  // the same bits for a sequence whatever it is computed with; slower
 };
@@ -39,7 +40,7 @@ struct ModelInfo {
   int64_t parameters = 0;
   int64_t vocab_size = 0;  // token ids are below it
   int64_t d_model = 0, n_layer = 0, d_inner = 0, d_state = 0, d_conv = 0, dt_rank = 0;
-  int64_t state_bytes = 0;  // of one text
+  int64_t state_bytes = 0;  // of one text, in LoadOptions::state_dtype
   std::string dtype;        // computed in
 };
 
@@ -89,8 +90,8 @@ class LanguageModel {
   // Continues what the state has read, and moves it past what was written.
   Text generate(State& state, const TextOptions& options = {});
 
-  // Keeps a state in a file of constant size, and takes it up again on any device and in any dtype,
-  // quantized or not.
+  // Keeps a state in a file of constant size, and takes it up again on any device and in any dtype
+  // and state_dtype, quantized or not.
   // Saving leaves the complete file or what was there; loading verifies every byte. Error: an empty
   // state, a full disk; no state file, another version, a damaged file, a file of another model
   // (one changed weight makes another; the first call reads all weights to tell). docs/formats.md.

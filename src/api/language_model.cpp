@@ -17,6 +17,12 @@ std::optional<DType> dtype_of_name(const std::string& name) {
   return dtype_from_name(name);
 }
 
+DType state_dtype_of_name(const std::string& name) {
+  if (name != "f32" && name != "bf16")
+    throw Error("unknown element type", "state_dtype", "f32 or bf16", name);
+  return dtype_from_name(name);
+}
+
 Tokenizer tokenizer_of(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
   return std::filesystem::exists(path) ? Tokenizer::from_file(path) : Tokenizer::bytes();
@@ -30,7 +36,8 @@ struct LanguageModel::Impl {
         model(load_model(folder, dtype_of_name(options.dtype), context.memory(),
                          quantization_from_name(options.quantize))),
         tokenizer(tokenizer_of(folder)),
-        generator(context, model.weights, tokenizer) {
+        state_dtype(state_dtype_of_name(options.state_dtype)),
+        generator(context, model.weights, tokenizer, state_dtype) {
     context.batch_invariant = options.batch_invariant;
     const Config& c = model.config();
     info = {.parameters = parameter_count(c),
@@ -41,13 +48,14 @@ struct LanguageModel::Impl {
             .d_state = c.d_state,
             .d_conv = c.d_conv,
             .dt_rank = c.dt_rank,
-            .state_bytes = c.state_bytes_per_sequence(),
+            .state_bytes = c.state_bytes_per_sequence(state_dtype),
             .dtype = name_of(model.weights.dtype)};
   }
 
   Context context;
   Model model;
   Tokenizer tokenizer;
+  DType state_dtype;
   Generator generator;
   ModelInfo info;
   std::optional<StateOwner> owner;  // once it was asked for
@@ -145,10 +153,11 @@ State LanguageModel::load_state(const std::filesystem::path& file) {
 
 std::vector<float> LanguageModel::score(std::span<const int32_t> tokens) {
   std::vector<float> logprobs;
-  Scorer(impl_->context, impl_->model.weights).score(tokens, [&](std::span<const float> some) {
-    logprobs.insert(logprobs.end(), some.begin(), some.end());
-    return true;
-  });
+  Scorer(impl_->context, impl_->model.weights, {.state_dtype = impl_->state_dtype})
+      .score(tokens, [&](std::span<const float> some) {
+        logprobs.insert(logprobs.end(), some.begin(), some.end());
+        return true;
+      });
   return logprobs;
 }
 

@@ -14,10 +14,10 @@ int64_t more_slots(const Context& ctx) { return ctx.memory().on_host() ? 1 : 3; 
 
 }  // namespace
 
-DecodeBatch::DecodeBatch(Context& ctx, const Weights& weights)
+DecodeBatch::DecodeBatch(Context& ctx, const Weights& weights, DType state_dtype)
     : ctx_(ctx),
       weights_(weights),
-      state_(weights.config, 1 + more_slots(ctx), DType::f32, ctx.memory()),
+      state_(weights.config, 1 + more_slots(ctx), state_dtype, ctx.memory()),
       results_(static_cast<size_t>(on_host() ? 1 : kAhead)) {
   if (weights.config.vocab_size > kMaxSampledVocab)
     throw Error("too many tokens to pick from", "vocab_size",
@@ -38,7 +38,7 @@ void DecodeBatch::reserve(int64_t sequences, int64_t recent) {
   if (reserved_ < sequences) {
     reserved_ = sequences;
     if (const int64_t slots = sequences + more_slots(ctx_); state_.slots() < slots) {
-      DecodeState larger(c, slots, DType::f32, ctx_.memory());
+      DecodeState larger(c, slots, state_.dtype(), ctx_.memory());
       larger.restore(0, state_.save(0));
       state_ = std::move(larger);
     }

@@ -20,8 +20,9 @@ namespace krait {
 
 class DecodeBatch {
  public:
-  // Both outlive this. Room for one sequence. Throws Error when the vocabulary is too large.
-  DecodeBatch(Context& ctx, const Weights& weights);
+  // Both outlive this. Room for one sequence. state_dtype: f32 or bf16. Throws Error when the
+  // vocabulary is too large.
+  DecodeBatch(Context& ctx, const Weights& weights, DType state_dtype = DType::f32);
   ~DecodeBatch();  // waits for what is in flight
   DecodeBatch(DecodeBatch&&) = default;
 

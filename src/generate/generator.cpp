@@ -33,12 +33,13 @@ struct Generator::Active {
   bool ended;
 };
 
-Generator::Generator(Context& ctx, const Weights& weights, const Tokenizer& tokenizer)
+Generator::Generator(Context& ctx, const Weights& weights, const Tokenizer& tokenizer,
+                     DType state_dtype)
     : ctx_(ctx),
       weights_(weights),
       tokenizer_(tokenizer),
       eos_(weights.config.eos_token_ids),
-      batch_(ctx, weights),
+      batch_(ctx, weights, state_dtype),
       chunk_(ctx, DType::i32, {prefill_chunk(ctx.engine())}, /*mirrors=*/2),
       seq_start_(ctx, DType::i32, {2}, /*mirrors=*/2),
       chunk_hidden_(weights.dtype, {prefill_chunk(ctx.engine()), weights.config.d_model},

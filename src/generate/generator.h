@@ -64,8 +64,9 @@ class Generator {
   // Asked between chunks of a prompt; false stops reading.
   using KeepGoing = std::function<bool()>;
 
-  // All three outlive this.
-  Generator(Context& ctx, const Weights& weights, const Tokenizer& tokenizer);
+  // All three outlive this. state_dtype: f32 or bf16.
+  Generator(Context& ctx, const Weights& weights, const Tokenizer& tokenizer,
+            DType state_dtype = DType::f32);
 
   // Appends tokens to the conversation. Returns false when keep_going did. Throws Error for a token
   // outside the vocabulary.

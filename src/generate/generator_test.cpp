@@ -253,6 +253,38 @@ TEST_F(ScorerTest, ScoresAnyLengthAsAtOnce) {
   }
 }
 
+// A state in bf16 is rounded where a chunk ends.
+TEST_F(ScorerTest, RoundsStatesBehindEachChunk) {
+  const std::vector<int32_t> tokens = some_tokens(300);
+  const std::vector<double> exact = scored(tokens);
+  const auto scored_with = [&](const ScorerOptions& options) {
+    std::vector<double> logprobs;
+    Scorer(ctx, model.weights, options).score(tokens, [&](std::span<const float> some) {
+      logprobs.insert(logprobs.end(), some.begin(), some.end());
+      return true;
+    });
+    return logprobs;
+  };
+  EXPECT_EQ(scored_with({.state_dtype = DType::bf16}), exact) << "one chunk";
+  EXPECT_TRUE(close(scored_with({.chunk = 1}), exact, 1e-5));
+  const std::vector<double> rounded = scored_with({.state_dtype = DType::bf16, .chunk = 1});
+  EXPECT_TRUE(close(rounded, exact, 1e-2));
+  EXPECT_FALSE(close(rounded, exact, 1e-5));
+  // As a generator steps.
+  Generator generator(ctx, model.weights, tokenizer, DType::bf16);
+  for (size_t i = 0; i + 1 < tokens.size(); ++i) {
+    generator.feed(std::span(tokens).subspan(i, 1));
+    if (i <= 280) continue;
+    EXPECT_NEAR(token_logprob(generator.next_logits(), tokens[i + 1]), rounded[i], 1e-3);
+  }
+  Scorer::Total total;
+  Scorer scorer(ctx, model.weights, {.state_dtype = DType::bf16, .chunk = 1});
+  ASSERT_TRUE(scorer.evaluate(tokens, 0, tokenizer, total));
+  double sum = 0;
+  for (const double p : rounded) sum -= p;
+  EXPECT_NEAR(total.loss, sum, 1e-3);
+}
+
 TEST_F(ScorerTest, StartsEachTextAfresh) {
   Scorer scorer(ctx, model.weights);
   std::vector<float> logprobs;
@@ -356,12 +388,12 @@ void expect_what_the_cpu_does(Context& gpu) {
 }
 
 // What ends a sample behind which steps were queued leaves the conversation at that very bit.
-void expect_to_stand_where_it_ended(Context& ctx) {
+void expect_to_stand_where_it_ended(Context& ctx, DType state_dtype = DType::f32) {
   const Model on_host = make_random_model(tiny_config(), DType::f32, 1);
   Model model = copy_model(on_host, ctx.memory());
   const Tokenizer tokenizer = Tokenizer::bytes();
   const auto fed = [&] {
-    Generator generator(ctx, model.weights, tokenizer);
+    Generator generator(ctx, model.weights, tokenizer, state_dtype);
     generator.feed(some_tokens(20));
     return generator;
   };
@@ -427,7 +459,39 @@ TEST(GeneratorDeferred, StandsWhereItEnded) {
   Context ctx(op_test::deferred_engine(), 1);
   expect_to_stand_where_it_ended(ctx);
 }
-TEST(GeneratorCuda, StandsWhereItEnded) { op_test::on_cuda(expect_to_stand_where_it_ended); }
+TEST(GeneratorCuda, StandsWhereItEnded) {
+  op_test::on_cuda([](Context& ctx) { expect_to_stand_where_it_ended(ctx); });
+}
+TEST(GeneratorDeferred, StandsWhereItEndedInBf16) {
+  Context ctx(op_test::deferred_engine(), 1);
+  expect_to_stand_where_it_ended(ctx, DType::bf16);
+}
+TEST(GeneratorCuda, StandsWhereItEndedInBf16) {
+  op_test::on_cuda([](Context& ctx) { expect_to_stand_where_it_ended(ctx, DType::bf16); });
+}
+
+// More slots, with what is in slot 0, of the same type.
+TEST_F(GeneratorTest, SamplesShareStatesInBf16) {
+  ctx.batch_invariant = true;
+  Generator generator(ctx, model.weights, tokenizer, DType::bf16);
+  generator.feed(some_tokens(600));
+  const SavedConversation prompt = generator.save();
+  EXPECT_EQ(DecodeState::saved_dtype(prompt.state), DType::bf16);
+  GenerateOptions options = greedy(30);
+  options.samples = 3;
+  const std::vector<Sample> samples = generator.generate(options);
+  for (const Sample& sample : samples) EXPECT_EQ(sample.tokens, samples[0].tokens);
+  EXPECT_EQ(DecodeState::saved_dtype(generator.save().state), DType::bf16);
+  generator.restore(prompt);
+  EXPECT_EQ(generator.generate(greedy(30))[0].tokens, samples[0].tokens);
+  // In f32 it goes on from the same numbers, more exactly.
+  Generator exact = fed(some_tokens(1));
+  exact.restore(prompt);
+  EXPECT_EQ(DecodeState::saved_dtype(exact.save().state), DType::f32);
+  const std::vector<float> a = exact.next_logits();
+  generator.restore(prompt);
+  EXPECT_TRUE(close(doubles(a), doubles(generator.next_logits()), 1e-2));
+}
 
 // Logits that are no numbers are an error, however far the engine is by then.
 void expect_to_refuse_bad_logits(Context& ctx) {

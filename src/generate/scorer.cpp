@@ -7,11 +7,11 @@
 
 namespace krait {
 
-Scorer::Scorer(Context& ctx, const Weights& weights)
+Scorer::Scorer(Context& ctx, const Weights& weights, const ScorerOptions& options)
     : ctx_(ctx),
       weights_(weights),
-      state_(weights.config, 1, DType::f32, ctx.memory()),
-      chunk_(prefill_chunk(ctx.engine())),
+      state_(weights.config, 1, options.state_dtype, ctx.memory()),
+      chunk_(options.chunk > 0 ? options.chunk : prefill_chunk(ctx.engine())),
       tokens_(ctx, DType::i32, {chunk_}),
       targets_(ctx, DType::i32, {chunk_}),
       seq_start_(ctx, DType::i32, {chunk_ + 1}),

@@ -15,10 +15,15 @@
 
 namespace krait {
 
+struct ScorerOptions {
+  DType state_dtype = DType::f32;  // or bf16
+  int64_t chunk = 0;               // tokens at once; 0: prefill_chunk; 1: as generation steps
+};
+
 class Scorer {
  public:
   // Both outlive this.
-  Scorer(Context& ctx, const Weights& weights);
+  Scorer(Context& ctx, const Weights& weights, const ScorerOptions& options = {});
 
   // Called with the log-probabilities (natural) of the next few tokens; false ends scoring.
   using OnLogprobs = std::function<bool(std::span<const float>)>;

@@ -55,10 +55,13 @@ std::string checksum_of(const Tensors& tensors, const Metadata& metadata) {
 }
 
 void check_finite(const Tensor& t, const std::string& where) {
-  for (int64_t i = 0; i < t.size(); ++i)
-    if (const float x = element<float>(t, i); !std::isfinite(x))
-      throw Error("the state is not a number", where + ": element " + std::to_string(i),
-                  "finite numbers", std::to_string(x));
+  dispatch_f32_bf16(t.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t i = 0; i < t.size(); ++i)
+      if (const float x = element<T>(t, i); !std::isfinite(x))
+        throw Error("the state is not a number", where + ": element " + std::to_string(i),
+                    "finite numbers", std::to_string(x));
+  });
 }
 
 // A state file whose every byte has been looked at.
@@ -93,7 +96,7 @@ class StateFile {
       out.recent.push_back(token);
     }
     out.pending = out.recent.back();
-    const DecodeState state(config);
+    const DecodeState state(config, 1, info_.state_dtype);
     for (int64_t layer = 0; layer < config.n_layer; ++layer) {
       const Tensor &conv = tensors_.at(name_of_conv(layer)), &ssm = tensors_.at(name_of_ssm(layer));
       KRAIT_CHECK(conv.bytes() == state.conv(layer).bytes());
@@ -155,10 +158,10 @@ class StateFile {
   }
 
   void check_shape(const std::string& name, int64_t rows, int64_t columns) const {
-    const Tensor& t = take(name, DType::f32, 2);
+    const Tensor& t = take(name, info_.state_dtype, 2);
     if (t.shape[0] != rows || t.shape[1] != columns)
       throw Error("wrong shape", where(name),
-                  shape_string(Tensor(nullptr, DType::f32, {rows, columns})), shape_string(t));
+                  shape_string(Tensor(nullptr, t.dtype, {rows, columns})), shape_string(t));
     check_finite(t, where(name));
   }
 
@@ -182,10 +185,16 @@ class StateFile {
     }
   }
 
-  // The first layer says how large all are.
+  // The first layer says of what type and how large all are.
   void check_layers() {
-    const Tensor &conv = take(name_of_conv(0), DType::f32, 2),
-                 &ssm = take(name_of_ssm(0), DType::f32, 2);
+    const auto first = tensors_.find(name_of_conv(0));
+    if (first == tensors_.end()) throw Error("missing tensor", where(name_of_conv(0)));
+    info_.state_dtype = first->second.dtype;
+    if (info_.state_dtype != DType::f32 && info_.state_dtype != DType::bf16)
+      throw Error("unknown element type of states", where(name_of_conv(0)), "f32 or bf16",
+                  name_of(info_.state_dtype));
+    const Tensor &conv = take(name_of_conv(0), info_.state_dtype, 2),
+                 &ssm = take(name_of_ssm(0), info_.state_dtype, 2);
     for (const int64_t extent :
          {conv.shape[0] + int64_t{conv.shape[0] == 0}, ssm.shape[0], ssm.shape[1]})
       if (extent < 1 || extent > kMaxExtent)
@@ -234,7 +243,7 @@ void save_state_file(const fs::path& path, const SavedConversation& conversation
   KRAIT_CHECK(static_cast<int64_t>(conversation.recent.size()) ==
                   std::min(conversation.tokens, kRecent64) &&
               conversation.recent.back() == conversation.pending);
-  DecodeState state(owner.config);
+  DecodeState state(owner.config, 1, DecodeState::saved_dtype(conversation.state));
   state.restore(0, conversation.state);
   int64_t tokens = conversation.tokens;
   std::vector<int32_t> recent(kRecentTokens - conversation.recent.size(), -1);

@@ -1,7 +1,7 @@
 // Generation state files: what a model remembers of a text, kept for later. A safetensors file of
 // constant size, whatever the length of the text; its tensors, metadata and checksum are described
 // in docs/formats.md. A state belongs to the weights that made it, not to the engine or the element
-// type that it was computed with.
+// types that it was computed with.
 #pragma once
 
 #include <filesystem>
@@ -23,6 +23,7 @@ struct StateFileInfo {
   std::string path;
   int64_t version = 0;
   std::string model, dtype, checksum;  // the owner's digest; what it computed in; 16 hex digits
+  DType state_dtype = DType::f32;      // of the states: f32 or bf16
   int64_t tokens = 0;                  // read so far
   int64_t n_layer = 0, d_inner = 0, d_state = 0, d_conv = 0;
   int64_t bytes = 0;  // of the file
@@ -31,8 +32,8 @@ struct StateFileInfo {
 // Throws Error where no file can be written: to be asked before the work whose result it will hold.
 void check_state_place(const std::filesystem::path& path);
 
-// Writes the file or leaves what was there. Throws Error: no token read yet, a state that is not a
-// number, a full disk.
+// Writes the file, in the state's own element type, or leaves what was there. Throws Error: no
+// token read yet, a state that is not a number, a full disk.
 void save_state_file(const std::filesystem::path& path, const SavedConversation& conversation,
                      const StateOwner& owner);
 

@@ -52,8 +52,8 @@ class StateFileTest : public testing::Test {
     write_remembering_model(at, config);
     return load_model(at);
   }
-  SavedConversation after(const std::vector<int32_t>& tokens) {
-    Generator generator(ctx, model.weights, tokenizer);
+  SavedConversation after(const std::vector<int32_t>& tokens, DType state_dtype = DType::f32) {
+    Generator generator(ctx, model.weights, tokenizer, state_dtype);
     generator.feed(tokens);
     return generator.save();
   }
@@ -148,6 +148,30 @@ TEST_F(StateFileTest, ScoresWhatTheWholeTextGives) {
           << cut;
     EXPECT_EQ(scorer.top(1)[0].first, of_whole.top(1)[0].first);
   }
+}
+
+TEST_F(StateFileTest, KeepsTheTypeOfStates) {
+  const std::vector<int32_t> tokens = some_tokens(700);
+  const SavedConversation exact = after(tokens), rounded = after(tokens, DType::bf16);
+  save_state_file(path, exact, owner);
+  const StateFileInfo in_f32 = inspect_state_file(path);
+  EXPECT_EQ(in_f32.state_dtype, DType::f32);
+  save_state_file(path, rounded, owner);
+  const StateFileInfo in_bf16 = inspect_state_file(path);
+  EXPECT_EQ(in_bf16.state_dtype, DType::bf16);
+  EXPECT_NEAR(static_cast<double>(in_f32.bytes - in_bf16.bytes),
+              static_cast<double>(model.config().state_bytes_per_sequence(DType::bf16)), 64);
+  EXPECT_NE(in_f32.checksum, in_bf16.checksum);
+  expect_same(load_state_file(path, owner), rounded);
+  // Into a generator of the other type: exactly, and rounded.
+  Generator wide(ctx, model.weights, tokenizer), narrow(ctx, model.weights, tokenizer, DType::bf16);
+  wide.restore(load_state_file(path, owner));
+  save_state_file(path, wide.save(), owner);
+  EXPECT_EQ(inspect_state_file(path).state_dtype, DType::f32);
+  narrow.restore(load_state_file(path, owner));
+  expect_same(narrow.save(), rounded);
+  narrow.restore(exact);
+  EXPECT_EQ(DecodeState::saved_dtype(narrow.save().state), DType::bf16);
 }
 
 // Written on one engine, read on the other.
@@ -320,6 +344,14 @@ TEST_F(StateFileTest, RefusesForgedContentsByName) {
       {"\"ssm.0\"", "f32", "f64"});
   forged(
       [&](Contents& c) {
+        c.tensors["conv.0"].dtype = DType::f16, c.tensors["conv.0"].shape[0] = 6;
+      },
+      {"\"conv.0\"", "f32 or bf16", "f16"});
+  for (const char* name : {"conv.0", "ssm.0", "conv.1", "ssm.1"})  // not all of one type
+    forged([&](Contents& c) { c.tensors[name].dtype = DType::bf16, c.tensors[name].shape[0] *= 2; },
+           {name == std::string("conv.0") ? "\"ssm.0\"" : name, "f32", "bf16"});
+  forged(
+      [&](Contents& c) {
         c.tensors["conv.0"] = Tensor(zeros.data(), DType::f32, {INT64_MAX, 0});
       },
       {"conv.0", "out of range"});
@@ -358,6 +390,17 @@ TEST_F(StateFileTest, RefusesForgedHeaders) {
         "{\"tokens\":{\"dtype\":\"I64\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,8]}"
         "}"})
     with_header(text.size(), text);
+}
+
+TEST_F(StateFileTest, RefusesForgedStatesInBf16) {
+  save_state_file(path, after(some_tokens(5), DType::bf16), owner);
+  Contents contents(path);
+  contents.write(path);
+  EXPECT_EQ(load_state_file(path, owner).tokens, 5) << "the forger must be able to write";
+  bf16& element = contents.tensors["ssm.1"].ptr<bf16>()[7];
+  element = bf16(INFINITY);
+  contents.write(path);
+  expect_refusal([&] { load_state_file(path, owner); }, {"\"ssm.1\"", "element 7", "finite"});
 }
 
 TEST_F(StateFileTest, LeavesWhatWasThere) {

@@ -46,8 +46,9 @@ Dialect dialect_from_name(const std::string& name) {
   throw Error("unknown format of model folders", "", "hf or state-spaces", "\"" + name + "\"");
 }
 
-int64_t Config::state_bytes_per_sequence() const {
-  return n_layer * ((d_conv - 1) * d_inner + d_inner * d_state) * int64_t{sizeof(float)};
+int64_t Config::state_bytes_per_sequence(DType dtype) const {
+  return n_layer * ((d_conv - 1) * d_inner + d_inner * d_state) *
+         static_cast<int64_t>(size_of(dtype));
 }
 
 Config make_config(int64_t vocab_size, int64_t d_model, int64_t n_layer) {

@@ -51,8 +51,8 @@ struct Config {
            (int64_t{selective_B} + int64_t{selective_C}) * d_state;
   }
   // Bytes of the recurrent state of one sequence: n_layer x ((d_conv - 1) d_inner + d_inner
-  // d_state) f32.
-  int64_t state_bytes_per_sequence() const;
+  // d_state) elements.
+  int64_t state_bytes_per_sequence(DType dtype = DType::f32) const;
 
   bool operator==(const Config&) const = default;
 };

@@ -58,10 +58,11 @@ TrainableModel model_on(Context& gpu, const Config& config, DType dtype) {
 
 class Decoding {
  public:
-  Decoding(Context& ctx, const Weights& weights, int64_t num_seqs, int64_t slots)
+  Decoding(Context& ctx, const Weights& weights, int64_t num_seqs, int64_t slots,
+           DType state_dtype = DType::f32)
       : ctx_(ctx),
         weights_(weights),
-        state_(weights.config, slots, DType::f32, ctx.memory()),
+        state_(weights.config, slots, state_dtype, ctx.memory()),
         tokens_(DType::i32, {num_seqs}, ctx.memory()),
         logits_(DType::f32, {num_seqs, weights.config.vocab_size}, ctx.memory()),
         hidden_(weights.dtype, {num_seqs, weights.config.d_model}, ctx.memory()) {}
@@ -114,6 +115,22 @@ std::vector<int32_t> mixed_slots(int64_t num_seqs) {
   for (int64_t i = 0; i < num_seqs; ++i)
     slots.push_back(static_cast<int32_t>(2 * num_seqs - 1 - 2 * i));
   return slots;
+}
+
+TEST(DecodeCuda, StatesInBf16GoByTheOps) {
+  on_cuda([](Context& gpu) {
+    for (const Case& c : cases()) {
+      const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+      Decoding ops(gpu, model.weights(), 2, 4, DType::bf16);
+      Decoding decoded(gpu, model.weights(), 2, 4, DType::bf16);
+      for (int step = 0; step < kSteps; ++step) {
+        for (Decoding* d : {&ops, &decoded}) d->put(tokens_of(step, 2, c.config));
+        ops.by_ops();
+        decoded.fused();
+        EXPECT_EQ(decoded.result(), ops.result()) << c.name;
+      }
+    }
+  });
 }
 
 TEST(DecodeCuda, IsNoFurtherFromTheTruthThanTheOps) {

@@ -178,6 +178,38 @@ TEST(ModelCuda, TokenByTokenIsTheWhole) {
   });
 }
 
+// Token by token behind a prompt. Sums in another order, which some roundings turn into a unit of
+// bf16.
+TEST(ModelCuda, StatesInBf16GiveTheCpusLogits) {
+  on_cuda([](Context& gpu) {
+    Context cpu(cpu_engine(), 1);
+    for (const Config& config : configs()) {
+      const Sequences sequence = {random_tokens(70, config.vocab_size, 5)};
+      const auto logits_on = [&](Context& ctx, DType states) {
+        const TrainableModel model = model_on(ctx, config, DType::f32);
+        DecodeState state(config, 3, states, ctx.memory());
+        const Input prompt(ctx, sequence);
+        const OwnedTensor read(DType::f32, {prompt.count(), config.d_model}, ctx.memory());
+        forward(ctx, model.weights(), prompt.view(), &state, read);
+        state.copy(ctx, 0, 2);
+        const OwnedTensor out(DType::f32, {1, config.vocab_size}, ctx.memory());
+        const OwnedTensor slot = sent(ctx, {2});
+        std::vector<double> logits;
+        for (const int32_t token : sequence[0]) {
+          const OwnedTensor tokens = sent(ctx, {token});
+          decode(ctx, model.weights(), tokens, slot, state, out);
+          const std::vector<double> row = received(ctx, out);
+          logits.insert(logits.end(), row.begin(), row.end());
+        }
+        return logits;
+      };
+      const std::vector<double> expected = logits_on(cpu, DType::bf16);
+      EXPECT_TRUE(close(logits_on(gpu, DType::bf16), expected, 2e-3)) << config.d_model;
+      EXPECT_FALSE(close(logits_on(cpu, DType::f32), expected, 1e-5)) << config.d_model;
+    }
+  });
+}
+
 TEST(ModelCuda, LossAndGradientsAreTheCpus) {
   on_cuda([](Context& gpu) {
     Context cpu(cpu_engine(), 1);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/convert.h"
 #include "core/error.h"
 #include "ops/elementwise.h"
 
@@ -40,7 +41,7 @@ DecodeState::DecodeState(const Config& config, int64_t slots, DType dtype, Memor
       d_conv_(config.d_conv),
       d_inner_(config.d_inner),
       d_state_(config.d_state) {
-  KRAIT_CHECK(slots > 0 && (dtype == DType::f32 || dtype == DType::f64));
+  KRAIT_CHECK(slots > 0 && (dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f64));
   conv_ = OwnedTensor(dtype, {n_layer_, slots, (d_conv_ - 1) * d_inner_}, memory);
   ssm_ = OwnedTensor(dtype, {n_layer_, slots, d_inner_ * d_state_}, memory);
 }
@@ -98,8 +99,8 @@ void DecodeState::copy(Context& ctx, int64_t from, int64_t to) {
 
 std::vector<std::byte> DecodeState::save(int64_t slot) const {
   check_slot(slot);
-  const std::array<uint64_t, kHeaderWords> header = this->header();
-  std::vector<std::byte> saved(saved_bytes());
+  const std::array<uint64_t, kHeaderWords> header = this->header(dtype());
+  std::vector<std::byte> saved(saved_bytes(dtype()));
   std::memcpy(saved.data(), header.data(), sizeof header);
   std::byte* out = saved.data() + sizeof header;
   for_each_pool([&](const Tensor& pool, int64_t layer) {
@@ -112,32 +113,51 @@ std::vector<std::byte> DecodeState::save(int64_t slot) const {
 
 void DecodeState::restore(int64_t slot, std::span<const std::byte> saved) {
   check_slot(slot);
-  const std::array<uint64_t, kHeaderWords> header = this->header();
-  if (saved.size() != saved_bytes())
+  const DType from = saved_dtype(saved);
+  const std::array<uint64_t, kHeaderWords> header = this->header(from);
+  if (saved.size() != saved_bytes(from))
     throw Error("saved state has the wrong size for this model", "state",
-                std::to_string(saved_bytes()) + " bytes", std::to_string(saved.size()));
+                std::to_string(saved_bytes(from)) + " bytes", std::to_string(saved.size()));
   if (std::memcmp(saved.data(), header.data(), sizeof header) != 0)
     throw Error("saved state belongs to a model of another shape", "state");
+  KRAIT_CHECK(from == dtype() || (from != DType::f64 && dtype() != DType::f64));
+  std::vector<std::byte> converted;
   const std::byte* in = saved.data() + sizeof header;
   for_each_pool([&](const Tensor& pool, int64_t layer) {
     const Piece p = piece(pool, layer, slot);
-    conv_.memory().upload(p.data, in, p.bytes);
-    in += p.bytes;
+    const std::byte* numbers = in;
+    if (from != dtype()) {
+      converted.resize(p.bytes);
+      convert_on_host(1, Tensor(const_cast<std::byte*>(in), from, {pool.shape[2]}),
+                      Tensor(converted.data(), dtype(), {pool.shape[2]}));
+      numbers = converted.data();
+    }
+    conv_.memory().upload(p.data, numbers, p.bytes);
+    in += static_cast<size_t>(pool.shape[2]) * size_of(from);
   });
 }
 
-std::array<uint64_t, 6> DecodeState::header() const {
+DType DecodeState::saved_dtype(std::span<const std::byte> saved) {
+  std::array<uint64_t, kHeaderWords> header = {};
+  if (saved.size() >= sizeof header) std::memcpy(header.data(), saved.data(), sizeof header);
+  if (header[0] == kMagic)
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f64})
+      if (header.back() == size_of(dtype)) return dtype;
+  throw Error("no saved state", "state", "what was saved of a sequence");
+}
+
+std::array<uint64_t, 6> DecodeState::header(DType dtype) const {
   return {kMagic,
           static_cast<uint64_t>(n_layer_),
           static_cast<uint64_t>(d_inner_),
           static_cast<uint64_t>(d_state_),
           static_cast<uint64_t>(d_conv_),
-          size_of(dtype())};
+          size_of(dtype)};
 }
 
-size_t DecodeState::saved_bytes() const {
+size_t DecodeState::saved_bytes(DType dtype) const {
   return kHeaderWords * sizeof(uint64_t) +
-         (conv_->bytes() + ssm_->bytes()) / static_cast<size_t>(slots_);
+         static_cast<size_t>((conv_->size() + ssm_->size()) / slots_) * size_of(dtype);
 }
 
 }  // namespace krait

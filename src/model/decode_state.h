@@ -17,7 +17,8 @@ namespace krait {
 
 class DecodeState {
  public:
-  // Zero. dtype: f64 for the oracle. memory: the engine's.
+  // Zero. dtype: f32; bf16: rounded to nearest even behind every token or chunk of tokens, for
+  // inference; f64: for the oracle. memory: the engine's.
   explicit DecodeState(const Config& config, int64_t slots = 1, DType dtype = DType::f32,
                        Memory& memory = host_memory());
 
@@ -34,16 +35,17 @@ class DecodeState {
   // A slot as a value, independent of this object: the model's shape, then the numbers. For the
   // same machine's byte order.
   std::vector<std::byte> save(int64_t slot) const;
-  void restore(
-      int64_t slot,
-      std::span<const std::byte> saved);  // throws Error when it is of another model's shape
+  // What was saved in f32 or bf16 becomes this object's dtype. Throws Error when it is of another
+  // model's shape.
+  void restore(int64_t slot, std::span<const std::byte> saved);
+  static DType saved_dtype(std::span<const std::byte> saved);  // throws Error
 
  private:
   template <class F>
   void for_each_pool(F&& f) const;  // f(pool, layer)
   void check_slot(int64_t slot) const;
-  std::array<uint64_t, 6> header() const;
-  size_t saved_bytes() const;
+  std::array<uint64_t, 6> header(DType dtype) const;
+  size_t saved_bytes(DType dtype) const;
 
   int64_t n_layer_, slots_, d_conv_, d_inner_, d_state_;
   OwnedTensor conv_;  // (n_layer, slots, (d_conv - 1) d_inner)

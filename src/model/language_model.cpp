@@ -35,8 +35,9 @@ void check_input(const Context& ctx, const Weights& w, const Tensor& tokens) {
 }
 
 void check_state(const Weights& w, const DecodeState& state) {
-  KRAIT_CHECK(state.dtype() == full_precision(w) && state.matches(w.config),
-              "the state belongs to another model");
+  KRAIT_CHECK(state.dtype() == full_precision(w) || state.dtype() == DType::bf16,
+              std::string("the state is ") + name_of(state.dtype()));
+  KRAIT_CHECK(state.matches(w.config), "the state belongs to another model");
 }
 
 BlockArguments block_of(const Weights& w, int64_t layer, const PackedTokens& input,
@@ -339,9 +340,12 @@ void score(Context& ctx, const Weights& weights, const PackedTokens& input, cons
 void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
                       const Parameters& gradients, const Tensor& loss) {
   check_input(ctx, weights, batch.input.tokens);
-  if (batch.state) check_state(weights, *batch.state);
   KRAIT_CHECK(!batch.dstate || batch.state, "dstate needs state");
-  if (batch.dstate) check_state(weights, *batch.dstate);
+  for (const DecodeState* state : {batch.state, batch.dstate}) {
+    if (!state) continue;
+    check_state(weights, *state);
+    KRAIT_CHECK(state->dtype() == full_precision(weights), "training is in full precision");
+  }
   TrainingStep(ctx, weights, batch, gradients).run(loss);
 }
 

@@ -27,8 +27,9 @@ void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size);
 
 // hidden: (tokens, d_model) T, written: the output of norm_f for every token.
 // state: in: where each sequence stands, out: where it stands after these tokens, so a long text
-// goes through in chunks; null: sequences start from nothing and nothing is kept. Throws Error when
-// a token is outside the vocabulary.
+// goes through in chunks; null: sequences start from nothing and nothing is kept. A state in bf16
+// is rounded behind the last of the tokens only. Throws Error when a token is outside the
+// vocabulary.
 void forward(Context& ctx, const Weights& weights, const PackedTokens& input, DecodeState* state,
              const Tensor& hidden);
 
@@ -65,7 +66,7 @@ struct TrainingBatch {
   Tensor targets;  // (tokens) i32; negative: not scored
   float loss_scale =
       1;  // gradient of the objective by each token's loss, e.g. 1 / number of targets
-  DecodeState* state = nullptr;   // in: initial, out: final; null: sequences start from nothing
+  DecodeState* state = nullptr;  // f32; in: initial, out: final; null: sequences start from nothing
   DecodeState* dstate = nullptr;  // in: gradient of the final state, out: of the initial one; needs
                                   // `state`; null: zero, not wanted
   Recompute recompute = Recompute::none;

@@ -338,6 +338,76 @@ TEST(TrainingMemory, IsWhatTheDesignSays) {
   EXPECT_EQ(pair(Recompute::none), 2 * (stream + rstd + saved + products + scan_inputs));
 }
 
+TEST(DecodeState, TakesWhatWasSavedInAnotherType) {
+  const Config c = small_config();
+  DecodeState exact(c), narrow(c, 2, DType::bf16), back(c);
+  Rng rng(4);
+  for (int64_t layer = 0; layer < c.n_layer; ++layer)
+    for (const Tensor& t : {exact.conv(layer), exact.ssm(layer)})
+      for (int64_t i = 0; i < t.size(); ++i) t.ptr<float>()[i] = static_cast<float>(rng.normal());
+  narrow.restore(1, exact.save(0));
+  back.restore(0, narrow.save(1));
+  for (int64_t layer = 0; layer < c.n_layer; ++layer)
+    for (const auto& [from, to] :
+         {std::pair(exact.conv(layer), back.conv(layer)), {exact.ssm(layer), back.ssm(layer)}})
+      for (int64_t i = 0; i < from.size(); ++i)
+        ASSERT_EQ(to.ptr<float>()[i], static_cast<float>(bf16(from.ptr<float>()[i])));
+  for (const double x : to_double(narrow.ssm(1).slice(0, 0, 1))) ASSERT_EQ(x, 0);
+  EXPECT_EQ(DecodeState::saved_dtype(exact.save(0)), DType::f32);
+  EXPECT_EQ(DecodeState::saved_dtype(narrow.save(0)), DType::bf16);
+  EXPECT_LT(narrow.save(0).size(), exact.save(0).size() / 2 + 48);
+  EXPECT_THROW(DecodeState(c, 1, DType::f64).restore(0, exact.save(0)), CheckFailure);
+}
+
+// The rounding behind each token stays as small as it is, however many tokens there are; in chunks
+// there is less of it.
+TEST(DecodeState, InBf16CostsLittle) {
+  Context cpu(cpu_engine(), 1), reference(reference_engine(), 1);
+  const Config c = small_config();
+  const std::vector<int32_t> tokens = random_tokens(400, c.vocab_size, 3);
+  const auto stepped = [&](Context& ctx, DType dtype, DType states) {
+    const TrainableModel model = random_trainable(ctx, c, dtype);
+    DecodeState state(c, 2, states);
+    std::vector<double> logits;
+    for (const int32_t token : tokens)
+      append(logits, step_logits(ctx, model.weights(), {token}, {1}, state));
+    return logits;
+  };
+  const auto last = [&](const std::vector<double>& logits) {
+    return std::vector<double>(logits.end() - 100 * c.vocab_size, logits.end());
+  };
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::vector<double> exact = stepped(cpu, dtype, DType::f32),
+                              narrow = stepped(cpu, dtype, DType::bf16);
+    EXPECT_LT(op_test::relative_rms(last(narrow), last(exact)), 5e-3);
+    EXPECT_GT(op_test::relative_rms(last(narrow), last(exact)), 1e-5);
+    // Sums in another order, which some roundings turn into a unit of bf16.
+    EXPECT_TRUE(close(stepped(reference, dtype, DType::bf16), narrow, 2e-3));
+  }
+  const TrainableModel model = random_trainable(cpu, c, DType::f32);
+  DecodeState state(c, 1, DType::bf16);
+  std::vector<double> chunked;
+  for (size_t at = 0; at < tokens.size(); at += 100)
+    append(chunked,
+           logits_of(cpu, model.weights(), packed({part(tokens, at, at + 100)}).view(), &state));
+  const std::vector<double> exact = stepped(cpu, DType::f32, DType::f32);
+  EXPECT_LT(op_test::relative_rms(chunked, exact),
+            op_test::relative_rms(stepped(cpu, DType::f32, DType::bf16), exact));
+}
+
+TEST(DecodeState, InBf16IsNotTrainedWith) {
+  Context cpu(cpu_engine(), 1);
+  const Config c = small_config();
+  const TrainableModel model = random_trainable(cpu, c, DType::f32);
+  const Packed input = packed({random_tokens(8, c.vocab_size, 7)});
+  const OwnedTensor loss(DType::f32, {8}), targets = tensor_of(random_tokens(8, c.vocab_size, 8));
+  const ParameterStore gradients(c, DType::f32);
+  DecodeState state(c, 1, DType::bf16);
+  const TrainingBatch batch = {.input = input.view(), .targets = targets, .state = &state};
+  EXPECT_THROW(forward_backward(cpu, model.weights(), batch, gradients.parameters(), loss),
+               CheckFailure);
+}
+
 TEST(DecodeState, RefusesWhatIsNotItsOwn) {
   const Config c = small_config();
   Config wider = c;

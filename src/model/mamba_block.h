@@ -16,8 +16,8 @@ struct BlockArguments {
   Tensor A;          // (d_inner, d_state)  f32
   Tensor seq_start;  // (num_seqs + 1)  i32; none in a step
   Tensor slot;       // (num_seqs)      i32; none: sequence i uses slot i
-  Tensor conv;       // (slots, d_conv - 1, d_inner)  f32; none: no state
-  Tensor ssm;        // (slots, d_inner, d_state)     f32; none: no state
+  Tensor conv;       // (slots, d_conv - 1, d_inner)  f32 or bf16; none: no state
+  Tensor ssm;        // (slots, d_inner, d_state)     f32 or bf16; none: no state
 };
 
 // Activations of one block. Forward reads n and writes the others. Backward reads all but y, whose
