@@ -17,9 +17,7 @@ Arguments with(Arguments arguments, const Arguments& more) {
   arguments.insert(arguments.end(), more.begin(), more.end());
   return arguments;
 }
-Arguments in_bf16(const Arguments& arguments) {
-  return with(arguments, {"--state-dtype", "bf16"});
-}
+Arguments in_bf16(const Arguments& arguments) { return with(arguments, {"--state-dtype", "bf16"}); }
 
 class StateDtypeCli : public Cli {
  protected:
@@ -43,8 +41,8 @@ TEST_F(StateDtypeCli, ScoresDifferALittleTokenByToken) {
     sum += b;
   }
   EXPECT_GT(difference, 1e-3);
-  const json eval = output_of(in_bf16({"eval", "-m", model(), "--data",
-                                       folder.file("text.txt", text), "--chunk", "1", "--json"}));
+  const json eval = output_of(in_bf16(
+      {"eval", "-m", model(), "--data", folder.file("text.txt", text), "--chunk", "1", "--json"}));
   EXPECT_NEAR(eval["loss"].get<double>(), -sum / 299, 1e-4);
 }
 
@@ -70,7 +68,7 @@ TEST_F(StateDtypeCli, StatesGoBothWays) {
   EXPECT_EQ(saved["dtype"], "f32");
   EXPECT_LT(fs::file_size(rounded), fs::file_size(exact));
   EXPECT_EQ(output_of({"state", "load", rounded, "-m", model(), "--json"}), saved);
-  const Arguments on = {"state", "save", "-m",  model(),     "-p",
+  const Arguments on = {"state", "save", "-m",       model(),  "-p",
                         " to",   "-o",   path("on"), "--json", "--from"};
   for (const std::string& state : {exact, rounded}) {
     EXPECT_EQ(output_of(with(on, {state}))["state_dtype"], "f32");
@@ -105,8 +103,7 @@ TEST_F(StateDtypeCli, RefusesWhatItCannotDo) {
                               {"bench", "model"}})
     for (const std::string wrong : {"f16", "auto", "f64", ""})
       expect_failure(with(arguments, {"--state-dtype", wrong}), 2, {"--state-dtype", wrong});
-  expect_failure(in_bf16({"train", "--data", model(), "--out", path("run")}), 2,
-                 {"--state-dtype"});
+  expect_failure(in_bf16({"train", "--data", model(), "--out", path("run")}), 2, {"--state-dtype"});
   expect_failure(in_bf16({"bench", "op", "selective_scan"}), 2, {"--state-dtype"});
   expect_failure(in_bf16({"state", "load", path("state")}), 2, {"--state-dtype"});
   expect_failure(in_bf16({"state", "fork", path("state"), path("copy")}), 2, {"--state-dtype"});

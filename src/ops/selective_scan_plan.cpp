@@ -103,19 +103,20 @@ ScanStepPlan plan_selective_scan_step(const ScanShape& s, int multiprocessors) {
 }
 
 bool scan_step_projects_shape(const ScanShape& s, int64_t dt_rank) {
-  return s.n_groups == 1 && s.d_state == kProjectedStates && s.d_inner % kProjectedChannels == 0 &&
-         dt_rank % 16 == 0 && dt_rank >= 16 && dt_rank <= kProjectedMaxRank &&
-         s.num_seqs <= 8 * kMaxGridY;
+  return s.n_groups == 1 && s.d_state == kProjectedStates &&
+         s.d_inner % projected_channels(s.state_bytes) == 0 && dt_rank % 16 == 0 && dt_rank >= 16 &&
+         dt_rank <= kProjectedMaxRank && s.num_seqs <= 8 * kMaxGridY;
 }
 
 ScanStepProjectedPlan plan_selective_scan_step_projected(const ScanShape& s, int multiprocessors) {
   ScanStepProjectedPlan plan{};
-  plan.channel_blocks = s.d_inner / kProjectedChannels;
+  plan.channel_blocks = s.d_inner / projected_channels(s.state_bytes);
+  const int many_sequences = projected_many_sequences(s.state_bytes);
   // Many sequences to a block, which reads dt_proj's rows once for them, where that leaves three
   // blocks for each multiprocessor.
-  const bool many = plan.channel_blocks * quotient_up(s.num_seqs, kProjectedManySequences) >=
-                    int64_t{3} * multiprocessors;
-  plan.sequences = many ? kProjectedManySequences : kProjectedFewSequences;
+  const bool many =
+      plan.channel_blocks * quotient_up(s.num_seqs, many_sequences) >= int64_t{3} * multiprocessors;
+  plan.sequences = many ? many_sequences : kProjectedFewSequences;
   plan.sequence_blocks = quotient_up(s.num_seqs, plan.sequences);
   return plan;
 }

@@ -25,9 +25,10 @@ inline constexpr int kChainThreads = 128;  // of the kernel that goes from segme
 
 struct ScanShape {
   int64_t tokens, num_seqs, d_inner, d_state, n_groups;
-  int row_vector = 4;  // channels of u, dt, z and y that may be read at once: 4, 2 or 1
-  bool output = true;  // y is wanted
-  bool ends = false;   // of segments, but not the last of a sequence
+  int row_vector = 4;   // channels of u, dt, z and y that may be read at once: 4, 2 or 1
+  bool output = true;   // y is wanted
+  bool ends = false;    // of segments, but not the last of a sequence
+  int state_bytes = 4;  // of an element of the states, in steps
 };
 
 inline constexpr int kScanRelayWarps = 6;     // of a block; two of 168 registers fit
@@ -66,17 +67,23 @@ struct ScanStepPlan {
 
 ScanStepPlan plan_selective_scan_step(const ScanShape&, int multiprocessors);
 
-// The same with dt_proj inside: a block has kProjectedChannels channels of `sequences` sequences,
-// four lanes to a channel of kProjectedStates states.
-inline constexpr int kProjectedChannels = 32, kProjectedStates = 16;
-inline constexpr int kProjectedMaxRank = 256;
-inline constexpr int kProjectedFewSequences = 8, kProjectedManySequences = 32;
+// The same with dt_proj inside: 16 bytes of a channel's kProjectedStates states to a lane, so many
+// channels of `sequences` sequences to a block.
+inline constexpr int kProjectedThreads = 128, kProjectedStates = 16, kProjectedMaxRank = 256;
+inline constexpr int projected_channels(int state_bytes) {
+  return kProjectedThreads * 16 / (kProjectedStates * state_bytes);
+}
+// Few, or many: eight (channel, sequence) pairs to a thread.
+inline constexpr int kProjectedFewSequences = 8;
+inline constexpr int projected_many_sequences(int state_bytes) {
+  return 8 * kProjectedThreads / projected_channels(state_bytes);
+}
 struct ScanStepProjectedPlan {
   int sequences;                            // one of the two
   int64_t channel_blocks, sequence_blocks;  // grid.x, grid.y
 };
 
-// dt_rank, d_inner, d_state: whether there is such a kernel.
+// dt_rank, d_inner, d_state, state_bytes: whether there is such a kernel.
 bool scan_step_projects_shape(const ScanShape&, int64_t dt_rank);
 ScanStepProjectedPlan plan_selective_scan_step_projected(const ScanShape&, int multiprocessors);
 

@@ -131,16 +131,24 @@ TEST(SelectiveScanPlan, StepCoversEveryChannelAndSequence) {
 
 TEST(SelectiveScanPlan, StepWithItsProductCoversEveryChannelAndSequence) {
   for (int64_t d_inner : {32, 1536, 4096, 8192})
-    for (int64_t num_seqs : {1, 7, 8, 33, 128, 500000}) {
-      const ScanShape shape = {num_seqs, num_seqs, d_inner, 16, 1};
-      ASSERT_TRUE(scan_step_projects_shape(shape, 128));
-      const ScanStepProjectedPlan plan = plan_selective_scan_step_projected(shape, 132);
-      EXPECT_EQ(plan.channel_blocks * kProjectedChannels, d_inner);
-      EXPECT_GE(plan.sequence_blocks * plan.sequences, num_seqs);
-      EXPECT_LT((plan.sequence_blocks - 1) * plan.sequences, num_seqs);
-      EXPECT_LE(plan.sequence_blocks, 65535);
-    }
-  EXPECT_EQ(plan_selective_scan_step_projected({128, 128, 4096, 16, 1}, 132).sequences, 32);
+    for (int64_t num_seqs : {1, 7, 8, 33, 128, 500000})
+      for (int state_bytes : {2, 4}) {
+        ScanShape shape = {num_seqs, num_seqs, d_inner, 16, 1};
+        shape.state_bytes = state_bytes;
+        ASSERT_EQ(scan_step_projects_shape(shape, 128), state_bytes == 4 || d_inner > 32);
+        if (d_inner == 32 && state_bytes == 2) continue;
+        const ScanStepProjectedPlan plan = plan_selective_scan_step_projected(shape, 132);
+        EXPECT_EQ(plan.channel_blocks * (state_bytes == 4 ? 32 : 64), d_inner);
+        EXPECT_GE(plan.sequence_blocks * plan.sequences, num_seqs);
+        EXPECT_LT((plan.sequence_blocks - 1) * plan.sequences, num_seqs);
+        EXPECT_LE(plan.sequence_blocks, 65535);
+      }
+  ScanShape shape = {128, 128, 4096, 16, 1};
+  EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).sequences, 32);
+  shape.state_bytes = 2;
+  EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).sequences, 16);
+  shape.num_seqs = shape.tokens = 8;
+  EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).sequences, 8);
   EXPECT_EQ(plan_selective_scan_step_projected({8, 8, 4096, 16, 1}, 132).sequences, 8);
   EXPECT_FALSE(scan_step_projects_shape({8, 8, 48, 16, 1}, 128));
   EXPECT_FALSE(scan_step_projects_shape({8, 8, 64, 8, 1}, 128));

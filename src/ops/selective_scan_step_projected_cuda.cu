@@ -14,11 +14,17 @@
 namespace krait::cuda {
 namespace {
 
-constexpr int kChannels = kProjectedChannels, kStates = kProjectedStates, kLanes = 4;
-constexpr int kThreads = kChannels * kLanes, kWarp = 32;
+constexpr int kThreads = kProjectedThreads, kStates = kProjectedStates, kWarp = 32;
 constexpr int kItem = 8;  // neighbouring channels of a sequence: 16 bytes of u, z or y
-constexpr int kItems = kChannels / kItem;
 constexpr int kSkew = 8;  // elements behind a row, so that rows start in different banks
+
+// Of a block, with states of type S.
+template <class S>
+constexpr int kChannels = projected_channels(sizeof(S));
+template <class S>
+constexpr int kLanes = kThreads / kChannels<S>;
+template <class S>
+constexpr int kLaneStates = kStates / kLanes<S>;
 
 struct Args {
   const bf16 *u, *dt, *z, *B, *C, *dt_proj;  // z: null without a gate
@@ -31,13 +37,12 @@ struct Args {
   bool settled;
 };
 
-// kSequences sequences of kChannels channels, states of type S; behind it rows of dt_proj and dt,
-// kSkew longer than dt_rank.
+// Behind it rows of dt_proj and dt, kSkew longer than dt_rank.
 template <class S, int kSequences, int kRing>
 struct Shared {
-  S ring[kRing][kThreads][4];
-  float delta[kSequences][kChannels];  // first T(dt), then delta, then y's sum over states
-  float delta_u[kSequences][kChannels];
+  S ring[kRing][kThreads][kLaneStates<S>];
+  float delta[kSequences][kChannels<S>];  // first T(dt), then delta, then y's sum over states
+  float delta_u[kSequences][kChannels<S>];
   float BC[kSequences][2 * kStates];
   int slot[kSequences];
 };
@@ -50,8 +55,9 @@ __device__ void project_dt(Shared<S, kSequences, kRing>& shared, const bf16* wei
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = static_cast<int>(threadIdx.x) % kWarp / 4, q = static_cast<int>(threadIdx.x) % 4;
   const int row = dt_rank + kSkew;
-  for (int tile = warp; tile < kChannels / 16 * kSequences / 8; tile += kThreads / kWarp) {
-    const int c = tile % (kChannels / 16) * 16, s = tile / (kChannels / 16) * 8;
+  constexpr int kTiles = kChannels<S> / 16;  // along channels
+  for (int tile = warp; tile < kTiles * kSequences / 8; tile += kThreads / kWarp) {
+    const int c = tile % kTiles * 16, s = tile / kTiles * 8;
     const bf16* a = weight + (c + g) * row + 2 * q;
     const bf16* b = dt + (s + g) * row + 2 * q;
     const auto pair = [](const bf16* p) { return *reinterpret_cast<const uint32_t*>(p); };
@@ -66,24 +72,41 @@ __device__ void project_dt(Shared<S, kSequences, kRing>& shared, const bf16* wei
   }
 }
 
-// Four states that nobody reads before the next step.
-__device__ void store_streaming(float* p, const Floats<4>& h) {
-  __stcs(reinterpret_cast<float4*>(p), make_float4(h[0], h[1], h[2], h[3]));
+// 16 bytes that nobody reads before the next step.
+template <class S>
+__device__ void store_streaming(S* p, const Floats<kLaneStates<S>>& h) {
+  const Packed<S, kLaneStates<S>> in = pack<S>(h);
+  __stcs(reinterpret_cast<uint4*>(p), make_uint4(in.word[0], in.word[1], in.word[2], in.word[3]));
 }
-__device__ void store_streaming(bf16* p, const Floats<4>& h) {
-  const Packed<bf16, 4> in = pack<bf16>(h);
-  __stcs(reinterpret_cast<uint2*>(p), make_uint2(in.word[0], in.word[1]));
+
+// The sum over a channel's states, four after one another and their sums as a tree, for every lane:
+// the bits do not depend on how many states a lane has.
+template <class S>
+__device__ float sum_over_states(const Floats<kLaneStates<S>>& h, const Floats<kLaneStates<S>>& C) {
+  constexpr int kParts = kLaneStates<S> / 4;
+  float y[kParts] = {};
+#pragma unroll
+  for (int i = 0; i < kLaneStates<S>; ++i) y[i / 4] = fmaf(C[i], h[i], y[i / 4]);
+#pragma unroll
+  for (int d = kLanes<S> / 2; d > 0; d /= 2)
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) y[i] += __shfl_xor_sync(~0u, y[i], d);
+#pragma unroll
+  for (int d = kParts / 2; d > 0; d /= 2)
+#pragma unroll
+    for (int i = 0; i < d; ++i) y[i] += y[i + d];
+  return y[0];
 }
 
 // Grid: x over blocks of kChannels channels, y over groups of kSequences sequences. Four
-// neighbouring threads share a channel, each has four of its states, so that a warp's accesses to
-// the state are 512 contiguous bytes (in bf16 256). On chip: rows of dt_proj and of dt (bf16),
-// delta, delta u, B and C (f32); a ring of each thread's states of the next kRing sequences, on
-// their way from the kernel's beginning on, so that memory is busy while delta is computed. Moves 2
-// x 4 bytes (states in bf16: 2 x 2) for each (sequence, channel, state). Barriers: dt_proj and dt
-// are there; dt's product is; delta is; y's sums are. Numerics: dt summed in f32 by tensor cores in
-// an order that dt_rank alone decides, then as selective_scan_step_rows: the same bits from the
-// same dt.
+// neighbouring threads (states in bf16: two) share a channel, each has 16 bytes of its states, so
+// that a warp's accesses to the state are 512 contiguous bytes. On chip: rows of dt_proj and of dt
+// (bf16), delta, delta u, B and C (f32); a ring of each thread's states of the next kRing
+// sequences, on their way from the kernel's beginning on, so that memory is busy while delta is
+// computed. Moves 2 x 4 bytes (states in bf16: 2 x 2) for each (sequence, channel, state).
+// Barriers: dt_proj and dt are there; dt's product is; delta is; y's sums are. Numerics: dt summed
+// in f32 by tensor cores in an order that dt_rank alone decides, then as selective_scan_step_rows:
+// the same bits from the same dt.
 template <class S, int kSequences, int kRing>
 __global__ void __launch_bounds__(kThreads, 4)
     selective_scan_step_projected(const __grid_constant__ Args a) {
@@ -91,38 +114,39 @@ __global__ void __launch_bounds__(kThreads, 4)
   auto& shared = *reinterpret_cast<Shared<S, kSequences, kRing>*>(memory);
   const int row = a.dt_rank + kSkew, thread = static_cast<int>(threadIdx.x);
   bf16* const weight = reinterpret_cast<bf16*>(memory + sizeof shared);
-  bf16* const dt = weight + kChannels * row;
-  const int c0 = static_cast<int>(blockIdx.x) * kChannels;
+  bf16* const dt = weight + kChannels<S> * row;
+  const int c0 = static_cast<int>(blockIdx.x) * kChannels<S>;
   const int s0 = static_cast<int>(blockIdx.y) * kSequences;
   const int count = min(kSequences, a.num_seqs - s0);
   if (!a.settled) wait_for_earlier_work();
 
   const int pieces = a.dt_rank / 8;  // of 16 bytes
-  for (int i = thread; i < kChannels * pieces; i += kThreads)
+  for (int i = thread; i < kChannels<S> * pieces; i += kThreads)
     copy_async<16>(shared_address(weight + i / pieces * row + i % pieces * 8),
                    a.dt_proj + int64_t{c0} * a.dt_rank + i * 8);
   end_copies();
-  const int c = c0 + thread / kLanes, n = thread % kLanes * 4;
+  constexpr int kOwn = kLaneStates<S>;
+  const int channel = thread / kLanes<S>, c = c0 + channel, n = thread % kLanes<S> * kOwn;
   const auto slot_of = [&](int s) { return a.slot ? a.slot[s0 + s] : s0 + s; };
   const auto state_at = [&](int64_t slot) {
     return static_cast<S*>(a.state) + (slot * a.d_inner + c) * kStates + n;
   };
   const uint32_t ring = shared_address(shared.ring[0][thread]);
   constexpr uint32_t kRingRow = sizeof shared.ring[0];
-  constexpr int kBytes = Packed<S, 4>::kBytes;
 #pragma unroll
   for (int k = 0; k < kRing; ++k) {
-    if (k < count) copy_async<kBytes>(ring + k * kRingRow, state_at(slot_of(k)));
+    if (k < count) copy_async<16>(ring + k * kRingRow, state_at(slot_of(k)));
     end_copies();
   }
   if (thread < count) shared.slot[thread] = slot_of(thread);
-  const Floats<4> A = load_vector<4>(a.A + int64_t{c} * kStates + n);
+  const Floats<kOwn> A = load_vector<kOwn>(a.A + int64_t{c} * kStates + n);
   if (a.settled) wait_for_earlier_work();
   let_next_start();
 
   for (int i = thread; i < count * pieces; i += kThreads)
     *reinterpret_cast<uint4*>(dt + i / pieces * row + i % pieces * 8) =
         *reinterpret_cast<const uint4*>(a.dt + (s0 + i / pieces) * a.dt_row + i % pieces * 8);
+  constexpr int kItems = kChannels<S> / kItem;
   const int item_s = thread / kItems, item_c = thread % kItems * kItem;
   const bool item = item_s < count;
   Packed<bf16, kItem> u{}, z{};
@@ -153,23 +177,19 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll 4
   for (int s = 0, place = 0; s < count; ++s, place = place + 1 == kRing ? 0 : place + 1) {
     wait_for_copies<kRing - 1>();
-    Floats<4> h = unpack(load_copied<S, 4>(ring + place * kRingRow));
-    const float step = shared.delta[s][thread / kLanes], du = shared.delta_u[s][thread / kLanes];
-    const Floats<4> B = load_vector<4>(shared.BC[s] + n);
-    const Floats<4> C = load_vector<4>(shared.BC[s] + kStates + n);
-    float y = 0;
+    Floats<kOwn> h = unpack(load_copied<S, kOwn>(ring + place * kRingRow));
+    const float step = shared.delta[s][channel], du = shared.delta_u[s][channel];
+    const Floats<kOwn> B = load_vector<kOwn>(shared.BC[s] + n);
+    const Floats<kOwn> C = load_vector<kOwn>(shared.BC[s] + kStates + n);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kOwn; ++i)
       h[i] = fmaf(exp2_approx(step * (A[i] * kLog2E)), h[i], du * B[i]);
-      y = fmaf(C[i], h[i], y);
-    }
     store_streaming(state_at(shared.slot[s]), h);
     if (s + kRing < count)
-      copy_async<kBytes>(ring + place * kRingRow, state_at(shared.slot[s + kRing]));
+      copy_async<16>(ring + place * kRingRow, state_at(shared.slot[s + kRing]));
     end_copies();
-#pragma unroll
-    for (int d = kLanes / 2; d > 0; d /= 2) y += __shfl_xor_sync(~0u, y, d);
-    if (n == 0) shared.delta[s][thread / kLanes] = y;
+    const float y = sum_over_states<S>(h, C);
+    if (n == 0) shared.delta[s][channel] = y;
   }
   __syncthreads();
   if (!item) return;
@@ -189,7 +209,8 @@ ScanShape shape_of(const SelectiveScan& op) {
           .num_seqs = op.u.shape[0],
           .d_inner = op.u.shape[1],
           .d_state = op.A.shape[1],
-          .n_groups = op.B.shape[1]};
+          .n_groups = op.B.shape[1],
+          .state_bytes = static_cast<int>(size_of(op.state.dtype))};
 }
 
 template <class S, int kSequences, int kRing>
@@ -197,7 +218,7 @@ void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
   const auto kernel = selective_scan_step_projected<S, kSequences, kRing>;
   const auto shared_bytes = [](int64_t dt_rank) {
     return sizeof(Shared<S, kSequences, kRing>) +
-           (kChannels + kSequences) * static_cast<size_t>(dt_rank + kSkew) * sizeof(bf16);
+           (kChannels<S> + kSequences) * static_cast<size_t>(dt_rank + kSkew) * sizeof(bf16);
   };
   static_assert(sizeof(Shared<S, kSequences, kRing>) < 48 * 1024);
   static const cudaError_t raised =
@@ -246,9 +267,9 @@ void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op)
                   .settled = op.settled};
   dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    constexpr int kRing = 48 / sizeof(S);  // what four blocks have room for
-    if (plan.sequences == kProjectedManySequences)
-      launch<S, kProjectedManySequences, kRing>(ctx, plan, a);
+    constexpr int kMany = projected_many_sequences(sizeof(S));
+    if (plan.sequences == kMany)
+      launch<S, kMany, 12>(ctx, plan, a);  // what four blocks have room for
     else
       launch<S, kProjectedFewSequences, kProjectedFewSequences>(ctx, plan, a);
   });

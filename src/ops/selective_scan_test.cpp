@@ -658,9 +658,13 @@ TEST(SelectiveScanCuda, ForwardMatchesTheReference) {
 }
 
 TEST(SelectiveScanCuda, StatesInBf16AreRoundedOnce) {
-  op_test::on_cuda([](Context& ctx) {
-    expect_states_in_bf16(ctx, kCuda, {&cases(), &cuda_cases()});
-  });
+  // Segments side by side, warps in turn, blocks of whole sequences.
+  const std::vector<Case> more = {
+      {.lengths = {6200, 9}, .d_inner = 6, .d_state = 64, .z = false},
+      {.lengths = {700}, .d_inner = 16, .d_state = 16},
+      {.lengths = {600, 70}, .d_inner = 24, .d_state = 17},
+      {.lengths = std::vector<int>(300, 5), .d_inner = 48, .d_state = 16}};
+  op_test::on_cuda([&](Context& ctx) { expect_states_in_bf16(ctx, kCuda, {&cases(), &more}); });
 }
 
 TEST(SelectiveScanCuda, BackwardMatchesTheReference) {

@@ -30,8 +30,8 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
              << (c.dt_bias ? "" : ", no bias");
 }
 
-// Around the groups of sequences (8, 16, 32), the channels (32) and the rank's steps (16) of the
-// GPU's kernel with the product inside, and shapes that it does not take.
+// Around the groups of sequences (8, 16, 32), the channels (32, 64) and the rank's steps (16) of
+// the GPU's kernel with the product inside, and shapes that it does not take.
 const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       {.num_seqs = 1, .d_inner = 32, .dt_rank = 16},
@@ -123,14 +123,16 @@ void expect_composition(Context& ctx, const Case& c, DType type, DType states, b
   EXPECT_TRUE(whole.guards_intact());
 }
 
-// most: channels of all sequences together.
+// most: channels of all sequences together. Large cases only in bf16, whose kernel they are for.
 void expect_compositions(Context& ctx, std::initializer_list<DType> types, int64_t most) {
   for (const Case& c : cases())
-    if (c.num_seqs * c.d_inner <= most)
-      for (const DType type : types)
-        for (const bool settled : {false, true})
-          for (const DType states : {type == DType::f64 ? DType::f64 : DType::f32, DType::bf16})
-            expect_composition(ctx, c, type, states, settled);
+    for (const DType type : types) {
+      const int64_t size = c.num_seqs * c.d_inner;
+      if (size > most || (size > 1 << 17 && type != DType::bf16)) continue;
+      for (const bool settled : {false, true})
+        for (const DType states : {type == DType::f64 ? DType::f64 : DType::f32, DType::bf16})
+          expect_composition(ctx, c, type, states, settled);
+    }
 }
 
 TEST(ScanStep, WithItsProductIsTheComposition) {
@@ -141,7 +143,7 @@ TEST(ScanStep, WithItsProductIsTheComposition) {
 
 TEST(ScanStepCuda, WithItsProductIsTheComposition) {
   op_test::on_cuda([](Context& ctx) {
-    expect_compositions(ctx, {DType::f32, DType::bf16}, 1 << 18);
+    expect_compositions(ctx, {DType::f32, DType::bf16}, 1 << 19);
   });
 }
 
@@ -160,8 +162,10 @@ TEST(ScanStepCuda, MatchesTheReference) {
 TEST(ScanStepCuda, StatesInBf16AreRoundedOnce) {
   op_test::on_cuda([](Context& ctx) {
     Context reference(reference_engine(), 1);
-    for (const int64_t num_seqs : {5, 70}) {  // both kernels
-      const Case c = {.num_seqs = num_seqs, .d_inner = 1024, .dt_rank = 64};
+    // With the product inside, few and many sequences to a block; the product by itself.
+    for (const Case& c : {Case{.num_seqs = 5, .d_inner = 1024, .dt_rank = 64},
+                          Case{.num_seqs = 70, .d_inner = 5120, .dt_rank = 64},
+                          Case{.num_seqs = 70, .d_inner = 1000, .dt_rank = 64}}) {
       Step actual(c, DType::bf16, DType::bf16), expected(c, DType::bf16);
       expected.state.values(actual.initial);
       selective_scan_step(ctx, actual.op);

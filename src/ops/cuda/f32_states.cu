@@ -1,6 +1,5 @@
-#include "ops/cuda/f32_states.h"
-
 #include "ops/cuda/arguments.h"
+#include "ops/cuda/f32_states.h"
 #include "ops/cuda/state.h"
 #include "ops/cuda/vector.cuh"
 
