@@ -120,7 +120,8 @@ void DecodeState::restore(int64_t slot, std::span<const std::byte> saved) {
                 std::to_string(saved_bytes(from)) + " bytes", std::to_string(saved.size()));
   if (std::memcmp(saved.data(), header.data(), sizeof header) != 0)
     throw Error("saved state belongs to a model of another shape", "state");
-  KRAIT_CHECK(from == dtype() || (from != DType::f64 && dtype() != DType::f64));
+  if (from != dtype() && (from == DType::f64 || dtype() == DType::f64))
+    throw Error("saved state has another element type", "state", name_of(dtype()), name_of(from));
   std::vector<std::byte> converted;
   const std::byte* in = saved.data() + sizeof header;
   for_each_pool([&](const Tensor& pool, int64_t layer) {

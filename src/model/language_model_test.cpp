@@ -356,7 +356,7 @@ TEST(DecodeState, TakesWhatWasSavedInAnotherType) {
   EXPECT_EQ(DecodeState::saved_dtype(exact.save(0)), DType::f32);
   EXPECT_EQ(DecodeState::saved_dtype(narrow.save(0)), DType::bf16);
   EXPECT_LT(narrow.save(0).size(), exact.save(0).size() / 2 + 48);
-  EXPECT_THROW(DecodeState(c, 1, DType::f64).restore(0, exact.save(0)), CheckFailure);
+  EXPECT_THROW(DecodeState(c, 1, DType::f64).restore(0, exact.save(0)), Error);
 }
 
 // The rounding behind each token stays as small as it is, however many tokens there are; in chunks
