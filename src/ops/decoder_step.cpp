@@ -1,7 +1,5 @@
 #include "ops/decoder_step.h"
 
-#include <algorithm>
-
 #include "ops/check.h"
 #include "ops/engine.h"
 
@@ -37,8 +35,9 @@ void check_layer(const Context& ctx, const DecoderLayer& l, const DecoderLayer& 
   check_tensor(l.x_proj, "x_proj", dtype, {dt_rank + 2 * d_state, d_inner});
   check_matrix(l.out_proj, l.out_proj_scale, "out_proj", dtype, d_model, d_inner);
   check_optional(l.out_proj_bias, "out_proj_bias", DType::f32, {d_model});
-  check_tensor(l.conv, "conv", DType::f32, {-1, l.conv1d_weight.shape[1] - 1, d_inner});
-  check_tensor(l.ssm, "ssm", DType::f32, {l.conv.shape[0], d_inner, d_state});
+  const DType states = l.ssm.dtype == DType::bf16 ? DType::bf16 : DType::f32;
+  check_tensor(l.conv, "conv", states, {-1, l.conv1d_weight.shape[1] - 1, d_inner});
+  check_tensor(l.ssm, "ssm", states, {l.conv.shape[0], d_inner, d_state});
   check_slots(ctx, slot, l.ssm, num_seqs);
   check_dense(l.conv1d_weight, "conv1d_weight");
   check_dense(l.x_proj, "x_proj");
@@ -48,18 +47,14 @@ void check_layer(const Context& ctx, const DecoderLayer& l, const DecoderLayer& 
   check_dense(l.ssm, "ssm");
   KRAIT_CHECK(l.A.shape == first.A.shape && l.dt_proj.shape == first.dt_proj.shape &&
                   l.conv1d_weight.shape == first.conv1d_weight.shape &&
-                  l.in_proj.dtype == first.in_proj.dtype,
-              "layers differ in shape");
+                  l.in_proj.dtype == first.in_proj.dtype && l.ssm.dtype == first.ssm.dtype,
+              "layers differ in shape or type");
 }
 
 }  // namespace
 
 bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
-  const auto in_f32 = [](const DecoderLayer& l) {
-    return l.conv.dtype == DType::f32 && l.ssm.dtype == DType::f32;
-  };
-  return ctx.engine().takes_decoder_step && std::ranges::all_of(op.layers, in_f32) &&
-         ctx.engine().takes_decoder_step(ctx, op);
+  return ctx.engine().takes_decoder_step && ctx.engine().takes_decoder_step(ctx, op);
 }
 
 void decoder_step(Context& ctx, const DecoderStep& op) {

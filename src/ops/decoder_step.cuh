@@ -14,7 +14,7 @@ struct DecoderLayerArgs {
   const float *norm, *in_scale, *in_bias, *conv_weight, *conv_bias, *dt_bias, *A, *D, *out_scale,
       *out_bias;
   const void* matrix[4];  // in_proj, x_proj, dt_proj, out_proj
-  float *conv, *ssm;
+  void *conv, *ssm;
 };
 static_assert(sizeof(DecoderLayerArgs) == kDecoderLayerBytes);
 
@@ -34,7 +34,7 @@ struct DecoderArgs {
   int num_seqs, d_model, d_inner, d_state, dt_rank, x_proj_rows, vocab_size;
   int x_stride, max_channels, max_out_rows;
   float eps, per_d_model;  // per_d_model: 1 / d_model
-  bool residual_f32;
+  bool residual_f32, bf16_states;
 };
 
 __device__ __forceinline__ float round_bf16(float x) {
@@ -48,6 +48,28 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 __device__ __forceinline__ float low_of(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_of(uint32_t pair) {
   return __uint_as_float(pair & 0xffff0000u);
+}
+
+// Where states begin, of f32 or bf16.
+struct StatesAt {
+  void* states = nullptr;  // null: none
+  bool is_bf16;
+
+  __device__ __forceinline__ StatesAt operator+(int64_t i) const {
+    return {static_cast<char*>(states) + i * (is_bf16 ? 2 : 4), is_bf16};
+  }
+};
+template <int V>
+__device__ __forceinline__ Floats<V> load_states(const StatesAt& from) {
+  return from.is_bf16 ? load_vector<V>(static_cast<const bf16*>(from.states))
+                      : load_vector<V>(static_cast<const float*>(from.states));
+}
+template <int V>
+__device__ __forceinline__ void store_states(const StatesAt& to, const Floats<V>& x) {
+  if (to.is_bf16)
+    store_vector<V>(static_cast<bf16*>(to.states), x);
+  else
+    store_vector<V>(static_cast<float*>(to.states), x);
 }
 
 // Of `count` things, in `unit`s, the ones that a block owns.
@@ -394,22 +416,20 @@ class TileMultiplier {
   // (warps, rows of a group, kSeqs).
   __device__ __forceinline__ void multiply(WeightReader& weights, int row_bytes, int tiles,
                                            float* sums) const {
-    const int warp = thread_index() / 32, group = warp / kGroupWarps;
     const int pieces = (row_bytes + kDecoderPieceBytes - 1) / kDecoderPieceBytes;
-    sums += warp * (decoder_group_rows(kSeqs) * kSeqs) + g() * kSeqs;
+    sums += thread_index() / 32 * (decoder_group_rows(kSeqs) * kSeqs) + g() * kSeqs;
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile, sums += kDecoderTile * kSeqs) {
       Sums low[kSets] = {}, high[kSets] = {};
-      if (kDecoderGroups > 1) weights.pass(min(group, pieces));
 #pragma unroll 1
-      for (int piece = group; piece < pieces; piece += kDecoderGroups) {
-        const int at = piece * kDecoderPieceBytes, left = row_bytes - at;
+      while (weights.next() < pieces) {
+        const int at = weights.next() * kDecoderPieceBytes, left = row_bytes - at;
         if (left >= kDecoderPieceBytes)
           multiply_piece<true>(low, high, weights, at, 0);
         else
           multiply_piece<false>(low, high, weights, at, left - first_);
-        weights.pass(kDecoderGroups > 1 ? min(kDecoderGroups, pieces - piece) : 1);
       }
+      weights.end_tile(pieces);
       Product::store(sums, thread_index() % 4, low);
       Product::store(sums + 8 * kSeqs, thread_index() % 4, high);
     }
@@ -428,8 +448,7 @@ class TileMultiplier {
   // left: bytes of the rows from the lane's first on, if they end in this piece.
   template <bool kWhole>
   __device__ __forceinline__ void multiply_piece(Sums (&low)[kSets], Sums (&high)[kSets],
-                                                 const WeightReader& weights, int at,
-                                                 int left) const {
+                                                 WeightReader& weights, int at, int left) const {
     constexpr uint32_t kHigh = kDecoderTile / 2 * kDecoderPiecePitch;
     uint2 x[kRuns][kSets]{};
     Packed<bf16, 8> low_row[kRuns]{}, high_row[kRuns]{};

@@ -25,8 +25,8 @@ struct DecoderLayer {
   Tensor D;                         // (d_inner)            f32
   Tensor out_proj, out_proj_scale;  // (d_model, d_inner)   T, or i8 with (d_model) f32
   Tensor out_proj_bias;             // (d_model)            f32; none: no bias
-  Tensor conv;                      // (slots, d_conv - 1, d_inner)  f32; in and out
-  Tensor ssm;                       // (slots, d_inner, d_state)     f32; in and out
+  Tensor conv;                      // (slots, d_conv - 1, d_inner)  f32 or bf16; in and out
+  Tensor ssm;                       // (slots, d_inner, d_state)     as conv; in and out
 };
 
 struct DecoderStep {

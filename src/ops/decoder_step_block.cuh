@@ -58,7 +58,7 @@ class Decoder {
   struct Conv {
     Floats<4> taps{};
     float x0 = 0, x1 = 0, x2 = 0, bias = 0;
-    float* state = nullptr;  // null: none
+    StatesAt window;
   };
   // Four states of one of the block's channels for one sequence, of which item i is the i-th.
   struct ScanItem {
@@ -67,7 +67,7 @@ class Decoder {
   struct States {
     Floats<4> h{}, A{};
     float D = 0;
-    float* state = nullptr;  // null: none
+    StatesAt place;
   };
 
   static constexpr int kGroupRows = decoder_group_rows(kSeqs);
@@ -154,10 +154,10 @@ class Decoder {
     if (is_high(row) || index >= channels_ || seq >= a_.num_seqs) return c;
     c.taps = load_vector<4>(l.conv_weight + 4 * channel);
     if (l.conv_bias) c.bias = l.conv_bias[channel];
-    c.state = l.conv + slot_of(seq) * 3 * a_.d_inner + channel;
-    c.x0 = c.state[0];
-    c.x1 = c.state[a_.d_inner];
-    c.x2 = c.state[2 * a_.d_inner];
+    c.window = StatesAt{l.conv, a_.bf16_states} + (slot_of(seq) * 3 * a_.d_inner + channel);
+    c.x0 = load_states<1>(c.window)[0];
+    c.x1 = load_states<1>(c.window + a_.d_inner)[0];
+    c.x2 = load_states<1>(c.window + 2 * a_.d_inner)[0];
     return c;
   }
 
@@ -242,21 +242,21 @@ class Decoder {
   __device__ __forceinline__ void convolve(int layer, int channel, int seq, bool is_z, float x,
                                            const Conv& c) {
     float u = 0;
-    if (c.state) {
+    if (c.window.states) {
       float s = fmaf(c.taps[0], c.x0, c.bias);
       s = fmaf(c.taps[1], c.x1, s);
       s = fmaf(c.taps[2], c.x2, s);
       u = round_bf16(silu(fmaf(c.taps[3], x, s)));
     }
     const float next = __shfl_down_sync(~0u, u, kSeqs);
-    if (c.state && channel % 2 == 0)
+    if (c.window.states && channel % 2 == 0)
       publish(a_.u + seq * (a_.d_inner / 2) + (first_channel_ + channel) / 2, pack_bf16(u, next),
               round_of(layer));
-    if (c.state) {
+    if (c.window.states) {
       u_[seq * a_.max_channels + channel] = u;
-      c.state[0] = c.x1;
-      c.state[a_.d_inner] = c.x2;
-      c.state[2 * a_.d_inner] = x;
+      store_states<1>(c.window, {c.x1});
+      store_states<1>(c.window + a_.d_inner, {c.x2});
+      store_states<1>(c.window + 2 * a_.d_inner, {x});
     } else if (is_z) {
       z_[seq * a_.max_channels + channel] = x;
     }
@@ -273,8 +273,8 @@ class Decoder {
     if (i.seq >= a_.num_seqs) return s;
     const int channel = first_channel_ + i.channel;
     const int64_t at = static_cast<int64_t>(channel) * a_.d_state + 4 * i.quad;
-    s.state = l.ssm + slot_of(i.seq) * a_.d_inner * a_.d_state + at;
-    s.h = load_vector<4>(static_cast<const float*>(s.state));
+    s.place = StatesAt{l.ssm, a_.bf16_states} + (slot_of(i.seq) * a_.d_inner * a_.d_state + at);
+    s.h = load_states<4>(s.place);
     s.A = load_vector<4>(l.A + at);
     s.D = l.D[channel];
     return s;
@@ -293,7 +293,7 @@ class Decoder {
       }
       const int at = i.seq * a_.max_channels + i.channel;
       float y = 0, u = 0;
-      if (s.state) {
+      if (s.place.states) {
         const float* B = x_dbl_ + i.seq * a_.x_proj_rows + a_.dt_rank + 4 * i.quad;
         const float* C = B + a_.d_state;
         u = u_[at];
@@ -305,12 +305,12 @@ class Decoder {
         }
       }
       for (int d = quads / 2; d > 0; d /= 2) y += __shfl_xor_sync(~0u, y, d);
-      if (s.state) y = round_bf16(fmaf(s.D, u, y) * silu(z_[at]));
+      if (s.place.states) y = round_bf16(fmaf(s.D, u, y) * silu(z_[at]));
       const float next = __shfl_down_sync(~0u, y, static_cast<unsigned>(quads));
-      if (s.state && i.quad == 0 && i.channel % 2 == 0)
+      if (s.place.states && i.quad == 0 && i.channel % 2 == 0)
         publish(a_.y + i.seq * (a_.d_inner / 2) + (first_channel_ + i.channel) / 2,
                 pack_bf16(y, next), round_of(layer));
-      if (s.state) store_vector<4>(s.state, s.h);
+      if (s.place.states) store_states<4>(s.place, s.h);
     }
   }
 

@@ -64,8 +64,8 @@ DecoderLayerArgs args_of(const DecoderLayer& l) {
           .out_scale = f32(l.out_proj_scale),
           .out_bias = f32(l.out_proj_bias),
           .matrix = {l.in_proj.data, l.x_proj.data, l.dt_proj.data, l.out_proj.data},
-          .conv = l.conv.ptr<float>(),
-          .ssm = l.ssm.ptr<float>()};
+          .conv = l.conv.data,
+          .ssm = l.ssm.data};
 }
 
 // All but the layers and the sequences.
@@ -92,6 +92,7 @@ DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* ex
   a.max_out_rows = static_cast<int>(plan.max_out_rows);
   a.eps = op.norm_eps;
   a.per_d_model = 1.0f / static_cast<float>(s.d_model);
+  a.bf16_states = op.layers[0].ssm.dtype == DType::bf16;
   a.residual_f32 = op.residual_dtype == DType::f32;
   a.logits_stride = op.logits.stride[0];
   return a;
@@ -130,10 +131,11 @@ void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStrea
     const bool last = first + count == n_layer;
     a.n_layer = static_cast<int>(count);
     for (size_t i = 0; i < count; ++i) {
-      a.layer[i] = args_of(op.layers[first + i]);
+      const DecoderLayer& l = op.layers[first + i];
+      a.layer[i] = args_of(l);
       if (op.slot) continue;
-      a.layer[i].conv += begin * op.layers[0].conv.stride[0];
-      a.layer[i].ssm += begin * op.layers[0].ssm.stride[0];
+      a.layer[i].conv = l.conv.slice(0, begin, end).data;
+      a.layer[i].ssm = l.ssm.slice(0, begin, end).data;
     }
     a.embedding = first == 0 ? op.embedding.ptr<bf16>() : nullptr;
     a.norm_f = last ? f32(op.norm_f) : nullptr;

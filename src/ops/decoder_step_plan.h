@@ -29,9 +29,12 @@ inline constexpr int kDecoderProducts = 5;      // kinds of matrices, and what d
 inline constexpr int kDecoderProductBytes = 28;
 
 // Pieces of the weights that the ring holds, in the kernel for `seqs` (1 or kDecoderMaxSeqs)
-// sequences.
-constexpr int decoder_stages(int seqs) { return seqs == 1 ? 10 : 7; }
+// sequences. Each place serves one group of warps: one that comes to a piece has read the piece
+// before it in the same place, and knows by the parity of the barrier's phase which is there.
+constexpr int decoder_stages(int seqs) { return seqs == 1 ? 10 : 6; }
 static_assert(kDecoderPiecesUnderWay <= decoder_stages(kDecoderMaxSeqs));
+static_assert(decoder_stages(1) % kDecoderGroups == 0 &&
+              decoder_stages(kDecoderMaxSeqs) % kDecoderGroups == 0);
 // Rows whose sums the warps bring together at a time: a thread for each row and sequence.
 constexpr int decoder_group_rows(int seqs) { return seqs == 1 ? 128 : kDecoderThreads / seqs; }
 // Pairs of residual values that a thread takes over in the kernel for `seqs` sequences.

@@ -161,27 +161,36 @@ __device__ __forceinline__ void stream_weights(const Products& products, const W
   }
 }
 
-// The pieces in their order, for the warps that multiply: of a tile's each group of warps takes
-// every kDecoderGroups-th.
+// The pieces in their order, for the warps that multiply: each group of warps takes every
+// kDecoderGroups-th, whatever tile it is of.
 class WeightReader {
  public:
-  __device__ __forceinline__ explicit WeightReader(const WeightRing& ring) : ring_(ring) {}
+  __device__ __forceinline__ explicit WeightReader(const WeightRing& ring)
+      : ring_(ring), next_(thread_index() / (kDecoderThreads / kDecoderGroups)) {
+    place_.stage = next_;
+  }
 
+  // Number of the group's next piece among those of the tile.
+  __device__ __forceinline__ int next() const { return next_; }
+  // A tile of so many pieces ends.
+  __device__ __forceinline__ void end_tile(int pieces) { next_ -= pieces; }
   // Waits for the next piece; its address.
   __device__ __forceinline__ uint32_t take() const {
     wait_for_phase(place_.filled(ring_), place_.turn);
     return place_.piece(ring_);
   }
   // After this warp has read it.
-  __device__ __forceinline__ void give_back() const {
+  __device__ __forceinline__ void give_back() {
     __syncwarp();  // every lane has read
     if (thread_index() % 32 == 0) arrive(place_.emptied(ring_));
+    place_.advance(ring_, kDecoderGroups);
+    next_ += kDecoderGroups;
   }
-  __device__ __forceinline__ void pass(int pieces) { place_.advance(ring_, pieces); }
 
  private:
   const WeightRing ring_;
   RingPlace place_;
+  int next_;
 };
 
 // Products of 16 bytes of a row with those elements of the vectors. Lane 4 g + t holds the t-th 16
