@@ -120,13 +120,11 @@ std::vector<int32_t> mixed_slots(int64_t num_seqs) {
 }
 
 // Of logits and states over some steps, with states of a type, from those in f32 throughout.
-void expect_no_further_than_the_ops(Context& gpu, const Case& c, DType state_dtype,
-                                    int64_t num_seqs) {
-  const TrainableModel f32 = model_on(gpu, c.config, DType::f32),
-                       bf16 = model_on(gpu, c.config, DType::bf16);
-  Decoding truth(gpu, f32.weights(), num_seqs, 2 * num_seqs);
-  Decoding ops(gpu, bf16.weights(), num_seqs, 2 * num_seqs, state_dtype);
-  Decoding fused(gpu, bf16.weights(), num_seqs, 2 * num_seqs, state_dtype);
+void expect_no_further_than_the_ops(Context& gpu, const Case& c, const Weights& f32,
+                                    const Weights& bf16, DType state_dtype, int64_t num_seqs) {
+  Decoding truth(gpu, f32, num_seqs, 2 * num_seqs);
+  Decoding ops(gpu, bf16, num_seqs, 2 * num_seqs, state_dtype);
+  Decoding fused(gpu, bf16, num_seqs, 2 * num_seqs, state_dtype);
   for (Decoding* d : {&truth, &ops, &fused})
     if (num_seqs != 2) d->use_slots(mixed_slots(num_seqs));
   double of_ops = 0, of_fused = 0;
@@ -144,10 +142,14 @@ void expect_no_further_than_the_ops(Context& gpu, const Case& c, DType state_dty
 
 TEST(DecodeCuda, IsNoFurtherFromTheTruthThanTheOps) {
   on_cuda([](Context& gpu) {
-    for (const Case& c : cases())
+    for (const Case& c : cases()) {
+      const TrainableModel f32 = model_on(gpu, c.config, DType::f32),
+                           bf16 = model_on(gpu, c.config, DType::bf16);
       for (const DType state_dtype : {DType::f32, DType::bf16})
         for (const int64_t num_seqs : {1, 2, 4})
-          expect_no_further_than_the_ops(gpu, c, state_dtype, num_seqs);
+          expect_no_further_than_the_ops(gpu, c, f32.weights(), bf16.weights(), state_dtype,
+                                         num_seqs);
+    }
   });
 }
 
@@ -173,11 +175,10 @@ TEST(DecodeCuda, WithWeightsIn8BitsAsTheOps) {
 
 // Neither the other sequences of the batch, nor how many there are, nor the run change a bit. With
 // batch_invariant that holds for batches of any size. with_slots: else sequence i has slot i.
-void expect_bits_of_its_own(Context& gpu, const Case& c, int64_t many, bool with_slots,
-                            DType state_dtype) {
-  const TrainableModel model = model_on(gpu, c.config, DType::bf16);
-  Decoding batch(gpu, model.weights(), many, 2 * many, state_dtype);
-  Decoding again(gpu, model.weights(), many, 2 * many, state_dtype);
+void expect_bits_of_its_own(Context& gpu, const Case& c, const Weights& weights, int64_t many,
+                            bool with_slots, DType state_dtype) {
+  Decoding batch(gpu, weights, many, 2 * many, state_dtype);
+  Decoding again(gpu, weights, many, 2 * many, state_dtype);
   std::vector<int32_t> slots = mixed_slots(many);
   if (with_slots) {
     batch.use_slots(slots);
@@ -186,7 +187,7 @@ void expect_bits_of_its_own(Context& gpu, const Case& c, int64_t many, bool with
     std::iota(slots.begin(), slots.end(), 0);
   }
   std::deque<Decoding> alone;
-  for (int64_t i = 0; i < many; ++i) alone.emplace_back(gpu, model.weights(), 1, 1, state_dtype);
+  for (int64_t i = 0; i < many; ++i) alone.emplace_back(gpu, weights, 1, 1, state_dtype);
   for (int step = 0; step < kSteps; ++step) {
     const std::vector<int32_t> tokens = tokens_of(step, many, c.config);
     for (Decoding* d : {&batch, &again}) {
@@ -212,18 +213,23 @@ bool fuses(const Config& c) { return c.d_model % 8 == 0 && c.selective_B; }
 
 TEST(DecodeCuda, ASequencesBitsDependOnNothingElse) {
   on_cuda([](Context& gpu) {
-    for (const Case& c : cases())
+    for (const Case& c : cases()) {
+      if (!fuses(c.config)) continue;
+      const TrainableModel model = model_on(gpu, c.config, DType::bf16);
       for (const DType state_dtype : {DType::f32, DType::bf16})
-        if (fuses(c.config)) expect_bits_of_its_own(gpu, c, 4, /*with_slots=*/true, state_dtype);
+        expect_bits_of_its_own(gpu, c, model.weights(), 4, /*with_slots=*/true, state_dtype);
+    }
   });
 }
 
 TEST(DecodeCuda, BatchInvariantHoldsForManySequences) {
   on_cuda([](Context& gpu) {
     gpu.batch_invariant = true;
-    for (const Case& c : cases())
-      for (const DType state_dtype : {DType::f32, DType::bf16})
-        if (fuses(c.config)) expect_bits_of_its_own(gpu, c, 7, /*with_slots=*/false, state_dtype);
+    for (const Case& c : cases()) {
+      if (!fuses(c.config)) continue;
+      const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+      expect_bits_of_its_own(gpu, c, model.weights(), 7, /*with_slots=*/false, DType::f32);
+    }
   });
 }
 

@@ -20,9 +20,8 @@ class Decoder {
         scaled_(args, vectors_.x),
         sums_(reinterpret_cast<float*>(memory + args.shared.sums)),
         x_dbl_(reinterpret_cast<float*>(memory + args.shared.x_dbl)),
-        z_(reinterpret_cast<float*>(memory + args.shared.z)),
+        gate_(reinterpret_cast<float*>(memory + args.shared.gate)),
         u_(reinterpret_cast<float*>(memory + args.shared.u)),
-        delta_(reinterpret_cast<float*>(memory + args.shared.delta)),
         residual_(reinterpret_cast<float*>(memory + args.shared.residual)),
         slots_(reinterpret_cast<int*>(memory + args.shared.slots)),
         round_(*static_cast<const volatile uint32_t*>(args.round)),
@@ -66,7 +65,7 @@ class Decoder {
   };
   struct States {
     Floats<4> h{}, A{};
-    float D = 0;
+    float D = 0, dt_bias = 0;
     StatesAt place;
   };
 
@@ -111,15 +110,20 @@ class Decoder {
       else
         plain_.multiply(weights_, row_bytes, in_group, sums_);
       sync_multipliers();  // every warp's sums are there
+      if constexpr (kKind == DecoderProduct::dt_proj) return scan(layer, states);
       if (thread_index() / 32 * 32 >= in_group * kDecoderTile * kSeqs) continue;
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < kDecoderWarps; ++w)
-        sum += sums_[w * (kGroupRows * kSeqs) + thread_index()];
+      const float sum = sum_of(row, seq);
       if constexpr (is_scaled(kKind)) scaled.scale *= vectors_.scale[seq];
       finish<kKind>(layer, tile, row, seq, sum, scaled, conv);
     }
-    if constexpr (kKind == DecoderProduct::dt_proj) scan(layer, states);
+  }
+
+  // Of a row of the group and a sequence.
+  __device__ __forceinline__ float sum_of(int row, int seq) const {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kDecoderWarps; ++w) sum += sums_[(w * kGroupRows + row) * kSeqs + seq];
+    return sum;
   }
 
   // Scale and bias of row `row` of the group that begins with `tile`.
@@ -132,7 +136,6 @@ class Decoder {
     } else {
       const DecoderLayerArgs& l = products_.layer(layer);
       if constexpr (kKind == DecoderProduct::in_proj) scale = l.in_scale, bias = l.in_bias;
-      if constexpr (kKind == DecoderProduct::dt_proj) bias = l.dt_bias;
       if constexpr (kKind == DecoderProduct::out_proj) scale = l.out_scale, bias = l.out_bias;
     }
     if (!is_scaled(kKind) && !bias) return s;
@@ -225,8 +228,6 @@ class Decoder {
     } else if constexpr (kKind == DecoderProduct::x_proj) {
       publish(a_.x_dbl + seq * a_.x_proj_rows + shape.first + index,
               __float_as_uint(round_bf16(value)), round_of(layer));
-    } else if constexpr (kKind == DecoderProduct::dt_proj) {
-      delta_[seq * a_.max_channels + index] = softplus(round_bf16(sum) + scaled.bias);
     } else if constexpr (kKind == DecoderProduct::out_proj) {
       float& own = residual_[seq * a_.max_out_rows + index];
       const float r = own + round_bf16(value);
@@ -238,27 +239,30 @@ class Decoder {
     }
   }
 
-  // Of in_proj's outputs z is kept; x goes through the convolution, u is kept and published.
+  // Of in_proj's outputs x goes through the convolution: u is kept and published. Of z the gate is
+  // kept.
   __device__ __forceinline__ void convolve(int layer, int channel, int seq, bool is_z, float x,
                                            const Conv& c) {
-    float u = 0;
-    if (c.window.states) {
-      float s = fmaf(c.taps[0], c.x0, c.bias);
+    const bool is_x = c.window.states;
+    float s = x;
+    if (is_x) {
+      s = fmaf(c.taps[0], c.x0, c.bias);
       s = fmaf(c.taps[1], c.x1, s);
       s = fmaf(c.taps[2], c.x2, s);
-      u = round_bf16(silu(fmaf(c.taps[3], x, s)));
+      s = fmaf(c.taps[3], x, s);
     }
-    const float next = __shfl_down_sync(~0u, u, kSeqs);
-    if (c.window.states && channel % 2 == 0)
+    s = silu(s);
+    const float u = round_bf16(s), next = __shfl_down_sync(~0u, u, kSeqs);
+    if (is_x && channel % 2 == 0)
       publish(a_.u + seq * (a_.d_inner / 2) + (first_channel_ + channel) / 2, pack_bf16(u, next),
               round_of(layer));
-    if (c.window.states) {
+    if (is_x) {
       u_[seq * a_.max_channels + channel] = u;
       store_states<1>(c.window, {c.x1});
       store_states<1>(c.window + a_.d_inner, {c.x2});
       store_states<1>(c.window + 2 * a_.d_inner, {x});
     } else if (is_z) {
-      z_[seq * a_.max_channels + channel] = x;
+      gate_[seq * a_.max_channels + channel] = s;
     }
   }
 
@@ -276,13 +280,15 @@ class Decoder {
     s.place = StatesAt{l.ssm, a_.bf16_states} + (slot_of(i.seq) * a_.d_inner * a_.d_state + at);
     s.h = load_states<4>(s.place);
     s.A = load_vector<4>(l.A + at);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) s.A[k] *= kLog2E;
     s.D = l.D[channel];
+    s.dt_bias = l.dt_bias[channel];
     return s;
   }
 
-  // The scan of the block's channels; y is published.
+  // The scan of the block's channels, whose deltas are in the sums; y is published.
   __device__ __forceinline__ void scan(int layer, States& s) {
-    sync_multipliers();  // delta is there, as are u and z
     const int quads = a_.d_state / 4, items = a_.num_seqs * channels_ * quads;
     ScanItem i = item_;
 #pragma unroll 1
@@ -297,15 +303,16 @@ class Decoder {
         const float* B = x_dbl_ + i.seq * a_.x_proj_rows + a_.dt_rank + 4 * i.quad;
         const float* C = B + a_.d_state;
         u = u_[at];
-        const float delta = delta_[at], input = delta * u;
+        const float delta = softplus(round_bf16(sum_of(i.channel, i.seq)) + s.dt_bias);
+        const float input = delta * u;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          s.h[k] = fmaf(exp2_approx(delta * (s.A[k] * kLog2E)), s.h[k], input * B[k]);
+          s.h[k] = fmaf(exp2_approx(delta * s.A[k]), s.h[k], input * B[k]);
           y = fmaf(C[k], s.h[k], y);
         }
       }
       for (int d = quads / 2; d > 0; d /= 2) y += __shfl_xor_sync(~0u, y, d);
-      if (s.place.states) y = round_bf16(fmaf(s.D, u, y) * silu(z_[at]));
+      if (s.place.states) y = round_bf16(fmaf(s.D, u, y) * gate_[at]);
       const float next = __shfl_down_sync(~0u, y, static_cast<unsigned>(quads));
       if (s.place.states && i.quad == 0 && i.channel % 2 == 0)
         publish(a_.y + i.seq * (a_.d_inner / 2) + (first_channel_ + i.channel) / 2,
@@ -320,12 +327,11 @@ class Decoder {
   const Vectors vectors_;
   const TileMultiplier<kSeqs, bf16> plain_;
   const TileMultiplier<kSeqs, W> scaled_;
-  float* sums_;      // (warps, rows of a group, kSeqs)
-  float* x_dbl_;     // (kSeqs, x_proj_rows)                 B and C
-  float *z_, *u_;    // (kSeqs, max_channels)
-  float* delta_;     // (kSeqs, max_channels)
-  float* residual_;  // (kSeqs, max_out_rows)
-  int* slots_;       // (kSeqs)
+  float* sums_;       // (warps, rows of a group, kSeqs)
+  float* x_dbl_;      // (kSeqs, x_proj_rows)                 B and C
+  float *gate_, *u_;  // (kSeqs, max_channels)               silu(z)
+  float* residual_;   // (kSeqs, max_out_rows)
+  int* slots_;        // (kSeqs)
   const uint32_t round_;
   const int channels_, first_channel_;
   ScanItem item_;

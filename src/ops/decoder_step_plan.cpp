@@ -61,9 +61,8 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
   m.partial = floats(2 * kDecoderWarps);
   m.sums = floats(kDecoderWarps * decoder_group_rows(p.seqs));
   m.x_dbl = floats(s.x_proj_rows());
-  m.z = floats(p.max_channels);
+  m.gate = floats(p.max_channels);
   m.u = floats(p.max_channels);
-  m.delta = floats(p.max_channels);
   m.residual = floats(p.max_out_rows);
   m.shapes = take(size_t{kDecoderProducts} * kDecoderProductBytes);
   m.slots = take(4 * seqs);
@@ -82,7 +81,9 @@ DecoderStepPlan plan_decoder_step(const DecoderShape& s, int multiprocessors, si
     DecoderStepPlan p = plan_for(s, multiprocessors, seqs);
     // A sequence's residual is taken over by 1 / seqs of the threads.
     const int64_t pairs = int64_t{decoder_residual_pairs(seqs)} * (kDecoderThreads / seqs);
-    p.usable = p.shared_bytes <= shared_bytes && s.d_model / 2 <= pairs;
+    // The scan finds all of a block's deltas in one group of rows.
+    p.usable = p.shared_bytes <= shared_bytes && s.d_model / 2 <= pairs &&
+               p.max_channels <= decoder_group_rows(seqs);
     if (p.usable) return p;
   }
   return {};

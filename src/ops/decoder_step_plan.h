@@ -61,8 +61,8 @@ struct DecoderExchange {
 
 // Byte offsets into a block's shared memory.
 struct DecoderShared {
-  size_t ring, barriers, x, scale, partial, sums, x_dbl, z, u, delta, residual, shapes, slots,
-      layers, bytes;
+  size_t ring, barriers, x, scale, partial, sums, x_dbl, gate, u, residual, shapes, slots, layers,
+      bytes;
   static DecoderShared of(const DecoderShape&, const DecoderStepPlan&);
 };
 

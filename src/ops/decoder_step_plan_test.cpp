@@ -70,11 +70,11 @@ TEST(DecoderStepPlan, SharedMemoryHoldsEverything) {
     const DecoderStepPlan p = plan_decoder_step(s, kH200, kHopperShared);
     const DecoderShared m = DecoderShared::of(s, p);
     const auto seqs = static_cast<size_t>(p.seqs);
-    const std::array<size_t, 15> begins = {m.ring,     m.barriers, m.x,     m.scale,  m.partial,
-                                           m.sums,     m.x_dbl,    m.z,     m.u,      m.delta,
-                                           m.residual, m.shapes,   m.slots, m.layers, m.bytes};
+    const std::array<size_t, 14> begins = {m.ring,   m.barriers, m.x,      m.scale, m.partial,
+                                           m.sums,   m.x_dbl,    m.gate,   m.u,     m.residual,
+                                           m.shapes, m.slots,    m.layers, m.bytes};
     const auto warps = size_t{kDecoderWarps}, stages = static_cast<size_t>(decoder_stages(p.seqs));
-    const std::array<size_t, 14> least = {
+    const std::array<size_t, 13> least = {
         stages * kDecoderTile * kDecoderPiecePitch,
         2 * 8 * stages,
         2 * seqs * 4096,
@@ -82,7 +82,6 @@ TEST(DecoderStepPlan, SharedMemoryHoldsEverything) {
         4 * seqs * 2 * warps,
         4 * seqs * warps * static_cast<size_t>(decoder_group_rows(p.seqs)),
         4 * seqs * (128 + 32),
-        4 * seqs * 32,
         4 * seqs * 32,
         4 * seqs * 32,
         4 * seqs * 16,
