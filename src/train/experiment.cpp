@@ -22,6 +22,8 @@ constexpr int64_t kFirstLength = 8;  // of a curriculum
 constexpr int64_t kKeptCheckpoints = 2;
 // Of the wrong answers that the goal allows, before training ends: the test draws other sequences.
 constexpr double kMargin = 0.75;
+// Sequences at a length before training ends, for each of the test's.
+constexpr int64_t kConfirmation = 4;
 
 Config model_config(const ExperimentSettings& s) {
   Config config = make_config(s.task.embeddings(), s.d_model, s.n_layer);
@@ -240,7 +242,8 @@ bool Experiment::Run::confirmed(const TaskScore& validation) {
   return std::all_of(
       settings.test_lengths.rbegin(), settings.test_lengths.rend(), [&](int64_t length) {
         const int64_t stream = state.step << 6 | std::bit_width(static_cast<uint64_t>(length));
-        const TaskScore s = score(length, test_sequences(length), Purpose::confirmation, stream);
+        const TaskScore s =
+            score(length, kConfirmation * test_sequences(length), Purpose::confirmation, stream);
         return 1 - s.token_accuracy() <= kMargin * (1 - settings.goal) &&
                s.loss <= settings.max_loss;
       });
