@@ -10,21 +10,12 @@ namespace krait {
 namespace {
 
 using nlohmann::json;
-using Arguments = std::vector<std::string>;
+Arguments quantized(const Arguments& arguments) { return with(arguments, {"--quantize", "int8"}); }
 
-Arguments quantized(Arguments arguments) {
-  arguments.insert(arguments.end(), {"--quantize", "int8"});
-  return arguments;
-}
-
-class QuantizeCli : public Cli {
- protected:
-  void SetUp() override { write_remembering_model(model(), tiny_config()); }
-};
+using QuantizeCli = InferenceCli;
 
 TEST_F(QuantizeCli, ScoresDifferALittle) {
-  std::string text;
-  for (int i = 0; i < 300; ++i) text += static_cast<char>('a' + i * i % 26);
+  const std::string text = some_text(300);
   const Arguments score = {"score", "-m", model(), "--text", text, "--json"};
   const json exact = output_of(score), rounded = output_of(quantized(score));
   EXPECT_EQ(rounded["tokens"], exact["tokens"]);
@@ -48,18 +39,7 @@ TEST_F(QuantizeCli, ScoresDifferALittle) {
 }
 
 TEST_F(QuantizeCli, WritesTheSameTwice) {
-  const Arguments generate = {"generate", "-m", model(), "-p",     "Hello",       "-n",
-                              "20",       "-s", "3",     "--json", "--ignore-eos"};
-  const json once = output_of(quantized(generate));
-  EXPECT_EQ(once["tokens"].size(), 20u);
-  EXPECT_EQ(output_of(quantized(generate)), once);
-  Arguments none = generate;
-  none.insert(none.end(), {"--quantize", "none"});
-  EXPECT_EQ(output_of(none), output_of(generate));
-  ProgramOptions options;
-  options.input = "Hello\n/quit\n";
-  const ProgramResult chat = run_krait(quantized({"chat", "-m", model(), "-n", "5"}), options);
-  EXPECT_EQ(chat.status, 0) << chat.err;
+  expect_repeatable({"--quantize", "int8"}, {"--quantize", "none"});
 }
 
 // A state belongs to the file's weights, whatever is computed with.
@@ -79,8 +59,7 @@ TEST_F(QuantizeCli, StatesGoBothWays) {
 }
 
 TEST_F(QuantizeCli, BenchSaysWhatItMeasured) {
-  const Arguments bench = {"bench", "model",   "--config", model(),  "--prompt",  "4", "--gen",
-                           "4",     "--train", "0",        "--json", "--repeats", "1"};
+  const Arguments bench = small_bench();
   EXPECT_EQ(output_of(bench)["quantize"], "none");
   const json rounded = output_of(quantized(bench));
   EXPECT_EQ(rounded["quantize"], "int8");
@@ -88,17 +67,8 @@ TEST_F(QuantizeCli, BenchSaysWhatItMeasured) {
 }
 
 TEST_F(QuantizeCli, RefusesWhatItCannotDo) {
-  for (const Arguments& arguments :
-       std::vector<Arguments>{{"generate", "-m", model(), "-p", "a"},
-                              {"chat", "-m", model()},
-                              {"score", "-m", model(), "--text", "a"},
-                              {"eval", "-m", model(), "--data", model()},
-                              {"state", "save", "-m", model(), "-p", "a", "-o", path("state")},
-                              {"bench", "model"}}) {
-    Arguments wrong = arguments;
-    wrong.insert(wrong.end(), {"--quantize", "int4"});
-    expect_failure(wrong, 2, {"--quantize", "int4"});
-  }
+  for (const Arguments& arguments : commands())
+    expect_failure(with(arguments, {"--quantize", "int4"}), 2, {"--quantize", "int4"});
   expect_failure(quantized({"train", "--data", model(), "--out", path("run")}), 2, {"--quantize"});
   expect_failure(quantized({"bench", "op", "linear"}), 2, {"--quantize"});
 

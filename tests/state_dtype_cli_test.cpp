@@ -11,22 +11,12 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-using Arguments = std::vector<std::string>;
-
-Arguments with(Arguments arguments, const Arguments& more) {
-  arguments.insert(arguments.end(), more.begin(), more.end());
-  return arguments;
-}
 Arguments in_bf16(const Arguments& arguments) { return with(arguments, {"--state-dtype", "bf16"}); }
 
-class StateDtypeCli : public Cli {
- protected:
-  void SetUp() override { write_remembering_model(model(), tiny_config()); }
-};
+using StateDtypeCli = InferenceCli;
 
 TEST_F(StateDtypeCli, ScoresDifferALittleTokenByToken) {
-  std::string text;
-  for (int i = 0; i < 300; ++i) text += static_cast<char>('a' + i * i % 26);
+  const std::string text = some_text(300);
   const Arguments score = {"score", "-m", model(), "--text", text, "--json"};
   const Arguments one_by_one = with(score, {"--chunk", "1"});
   const json at_once = output_of(score), exact = output_of(one_by_one),
@@ -47,16 +37,7 @@ TEST_F(StateDtypeCli, ScoresDifferALittleTokenByToken) {
 }
 
 TEST_F(StateDtypeCli, WritesTheSameTwice) {
-  const Arguments generate = {"generate", "-m", model(), "-p",     "Hello",       "-n",
-                              "20",       "-s", "3",     "--json", "--ignore-eos"};
-  const json once = output_of(in_bf16(generate));
-  EXPECT_EQ(once["tokens"].size(), 20u);
-  EXPECT_EQ(output_of(in_bf16(generate)), once);
-  EXPECT_EQ(output_of(with(generate, {"--state-dtype", "f32"})), output_of(generate));
-  ProgramOptions options;
-  options.input = "Hello\n/quit\n";
-  const ProgramResult chat = run_krait(in_bf16({"chat", "-m", model(), "-n", "5"}), options);
-  EXPECT_EQ(chat.status, 0) << chat.err;
+  expect_repeatable({"--state-dtype", "bf16"}, {"--state-dtype", "f32"});
 }
 
 TEST_F(StateDtypeCli, StatesGoBothWays) {
@@ -85,8 +66,7 @@ TEST_F(StateDtypeCli, StatesGoBothWays) {
 }
 
 TEST_F(StateDtypeCli, BenchSaysWhatItMeasured) {
-  const Arguments bench = {"bench", "model",   "--config", model(),  "--prompt",  "4", "--gen",
-                           "4",     "--train", "0",        "--json", "--repeats", "1"};
+  const Arguments bench = small_bench();
   EXPECT_EQ(output_of(bench)["state_dtype"], "f32");
   const json rounded = output_of(in_bf16(with(bench, {"--batch", "3"})));
   EXPECT_EQ(rounded["state_dtype"], "bf16");
@@ -94,13 +74,7 @@ TEST_F(StateDtypeCli, BenchSaysWhatItMeasured) {
 }
 
 TEST_F(StateDtypeCli, RefusesWhatItCannotDo) {
-  for (const Arguments& arguments :
-       std::vector<Arguments>{{"generate", "-m", model(), "-p", "a"},
-                              {"chat", "-m", model()},
-                              {"score", "-m", model(), "--text", "a"},
-                              {"eval", "-m", model(), "--data", model()},
-                              {"state", "save", "-m", model(), "-p", "a", "-o", path("state")},
-                              {"bench", "model"}})
+  for (const Arguments& arguments : commands())
     for (const std::string wrong : {"f16", "auto", "f64", ""})
       expect_failure(with(arguments, {"--state-dtype", wrong}), 2, {"--state-dtype", wrong});
   expect_failure(in_bf16({"train", "--data", model(), "--out", path("run")}), 2, {"--state-dtype"});
