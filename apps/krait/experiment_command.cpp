@@ -26,7 +26,7 @@ struct ExperimentFlags {
   // Other than the paper's.
   std::optional<int64_t> steps, length, data_tokens, max_position, d_model, n_layer, d_state, batch,
       growth_steps, eval_every, save_every, eval_sequences, max_test_length, test_sequences;
-  std::optional<double> lr, goal, clip, beta2, dt_min;
+  std::optional<double> lr, goal, max_loss, clip, beta2, dt_min;
   double seconds = 0;
   int threads = 0;
   bool no_selection = false, resume = false, quiet = false, json = false;
@@ -59,6 +59,7 @@ ExperimentSettings settings_of(const ExperimentFlags& f) {
   put(f.test_sequences, s.max_test_sequences);
   put(f.lr, s.lr);
   put(f.goal, s.goal);
+  put(f.max_loss, s.max_loss);
   put(f.clip, s.adam.clip);
   put(f.beta2, s.adam.beta2);
   put(f.dt_min, s.dt_min);
@@ -249,7 +250,11 @@ void add_settings(CLI::App& app, ExperimentFlags& f) {
   add("--clip", f.clip, "Largest norm of the gradient (1); 0: none");
   add("--beta2", f.beta2, "Adam's second moment (0.999)");
   add("--growth-steps", f.growth_steps, "Steps over which the length grows from 8 (0: none)");
-  add("--goal", f.goal, "Share of right answers that ends training (0.995; induction: 1)");
+  add("--goal", f.goal,
+      "Share of right answers that ends training: in a validation, then at every length of the "
+      "test "
+      "(0.995; induction: 1)");
+  add("--max-loss", f.max_loss, "Mean loss of these answers, at most (1; induction: 0.01)");
   add("--eval-every", f.eval_every, "Steps between validations (1000)");
   add("--eval-sequences", f.eval_sequences, "Sequences of a validation (64; induction: 256)");
   add("--save-every", f.save_every, "Steps between checkpoints (10000; induction: 20000)");

@@ -39,6 +39,13 @@ TEST(MappedFile, SaysWhichFileIsMissing) {
   EXPECT_THROW(MappedFile("/tmp"), Error);
 }
 
+TEST(MappedFile, DoesNotWaitForAPipesWriter) {
+  TemporaryFolder folder;
+  const fs::path pipe = folder.path / "pipe";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THROW(MappedFile{pipe}, Error);
+}
+
 TEST(AtomicFile, WithoutCommitTheOldContentStays) {
   TemporaryFolder folder;
   const fs::path path = folder.path / "b.txt";

@@ -54,11 +54,13 @@ std::string checksum_of(const Tensors& tensors, const Metadata& metadata) {
   return hex_digits(hash.value());
 }
 
+// Finite in bf16, too, as which it may be loaded.
 void check_finite(const Tensor& t, const std::string& where) {
+  constexpr float kLargest = 3.38953139e38f;
   dispatch_f32_bf16(t.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (int64_t i = 0; i < t.size(); ++i)
-      if (const float x = element<T>(t, i); !std::isfinite(x))
+      if (const float x = element<T>(t, i); !(std::abs(x) <= kLargest))
         throw Error("the state is not a number", where + ": element " + std::to_string(i),
                     "finite numbers", std::to_string(x));
   });

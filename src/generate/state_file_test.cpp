@@ -326,6 +326,8 @@ TEST_F(StateFileTest, RefusesForgedContentsByName) {
   forged([](Contents& c) { c.tensors["ssm.1"].ptr<float>()[7] = NAN; },
          {"\"ssm.1\"", "element 7", "finite"});
   forged([](Contents& c) { c.tensors["conv.0"].ptr<float>()[0] = INFINITY; }, {"\"conv.0\""});
+  // In bf16 infinite.
+  forged([](Contents& c) { c.tensors["conv.0"].ptr<float>()[0] = -3.4e38f; }, {"\"conv.0\""});
   forged([](Contents& c) { c.tensors.erase("ssm.1"); }, {"unexpected tensor"});
   forged([](Contents& c) { c.tensors.erase("tokens"); }, {"\"tokens\"", "missing"});
   forged([](Contents& c) { c.tensors.erase("conv.0"); }, {"\"conv.0\"", "missing"});

@@ -67,6 +67,8 @@ void decoder_step(Context& ctx, const DecoderStep& op) {
   check_tensor(op.norm_f, "norm_f", DType::f32, {d_model});
   check_matrix(op.head, op.head_scale, "head", dtype, vocab_size, d_model);
   check_tensor(op.logits, "logits", DType::f32, {num_seqs, vocab_size});
+  KRAIT_CHECK(op.residual_dtype == DType::f32 || op.residual_dtype == dtype,
+              "residual_dtype must be f32 or T");
   KRAIT_CHECK(!op.layers.empty());
   for (const DecoderLayer& l : op.layers)
     check_layer(ctx, l, op.layers[0], dtype, num_seqs, d_model, op.slot);

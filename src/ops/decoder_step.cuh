@@ -28,7 +28,9 @@ struct DecoderArgs {
   const float* head_scale;
   float* logits;
   int64_t logits_stride;
-  uint32_t* round;  // rounds so far: one a layer; they wrap after 2^32, when no word is so old
+  // Rounds so far, one a layer. They wrap after 2^32 (half a day of writing): a word of a sequence
+  // that has been absent so long is taken for a new one if it is as many layers old to the layer.
+  uint32_t* round;
   FlaggedWord *residual, *u, *y, *x_dbl;
   DecoderShared shared;
   int num_seqs, d_model, d_inner, d_state, dt_rank, x_proj_rows, vocab_size;
@@ -191,7 +193,7 @@ __device__ __forceinline__ float per_scale_of(float largest) {
   return largest > 0 ? kLargestBytes / largest : 0;
 }
 
-// y of all sequences, (num_seqs, width / 2) words of bf16 pairs, into x; in bytes if W is.
+// u or y of all sequences, (num_seqs, width / 2) words of bf16 pairs, into x; in bytes if W is.
 template <int kSeqs, class W>
 __device__ __forceinline__ void take_vectors(const DecoderArgs& a, const Vectors& to,
                                              const FlaggedWord* words, int width, uint32_t round) {

@@ -1,4 +1,6 @@
 // Decoder step on the GPU: one persistent kernel for the whole model.
+#include <algorithm>
+
 #include "core/dtype.h"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"

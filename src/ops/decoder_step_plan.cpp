@@ -11,7 +11,8 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // What the kernel's accesses rely on.
 bool shape_fits(const DecoderShape& s) {
   const int64_t lanes = s.d_state / 4;  // that share a channel of the scan
-  const bool state_lanes = s.d_state % 4 == 0 && lanes <= 16 && (lanes & (lanes - 1)) == 0;
+  const bool state_lanes =
+      s.d_state > 0 && s.d_state % 4 == 0 && lanes <= 16 && (lanes & (lanes - 1)) == 0;
   const int64_t row_multiple = s.int8 ? 16 : 8;  // 16 bytes of a row of weights
   return state_lanes && s.d_conv == 4 && s.dt_rank > 0 && s.dt_rank % 8 == 0 &&
          s.d_inner % row_multiple == 0 && s.d_model % row_multiple == 0;

@@ -49,7 +49,7 @@ TEST(DecoderStepPlan, LeavesToTheOpsWhatItsAccessesDoNotFit) {
   s = good;
   s.d_conv = 3;
   EXPECT_FALSE(usable(s));
-  for (const int64_t d_state : {5, 12, 128, 256}) {
+  for (const int64_t d_state : {0, 5, 12, 128, 256}) {
     s = good;
     s.d_state = d_state;
     EXPECT_FALSE(usable(s)) << d_state;
@@ -61,6 +61,16 @@ TEST(DecoderStepPlan, LeavesToTheOpsWhatItsAccessesDoNotFit) {
   EXPECT_TRUE(usable(s));
   EXPECT_FALSE(usable(good, 100 << 10));
   EXPECT_FALSE(usable(shape(16384, 2, 1)));
+}
+
+// The scan takes all of a block's channels at once: on fewer multiprocessors only one sequence.
+TEST(DecoderStepPlan, TakesSoManyChannelsABlock) {
+  for (const int64_t num_seqs : {1, 4}) {
+    const DecoderShape s = shape(4096, 64, num_seqs);
+    EXPECT_EQ(plan_decoder_step(s, 132, kHopperShared).seqs, num_seqs);
+    EXPECT_EQ(plan_decoder_step(s, 114, kHopperShared).seqs, 1);
+    EXPECT_FALSE(plan_decoder_step(s, 60, kHopperShared).usable);
+  }
 }
 
 // A part of shared memory begins where the one before it ends, and none is cut short.

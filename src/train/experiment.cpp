@@ -4,6 +4,7 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <deque>
 
 #include "core/mapped_file.h"
@@ -89,7 +90,10 @@ struct Experiment::Run {
   void begin_step();
   void finish_steps(size_t keep);
   void write_line(const StepResult& last, const PendingTaskStep& step);
-  TaskScore score(int64_t length, int64_t sequences, Purpose purpose, int64_t stream);
+  // None: the session is to end.
+  std::optional<TaskScore> score(int64_t length, int64_t sequences, Purpose purpose,
+                                 int64_t stream);
+  TaskScore score_validation();
   TaskScore validate();
   bool confirmed(const TaskScore& validation);
   int64_t test_sequences(int64_t length) const;
@@ -207,15 +211,20 @@ void Experiment::Run::write_line(const StepResult& last, const PendingTaskStep& 
   if (events.step) events.step(m);
 }
 
-TaskScore Experiment::Run::score(int64_t length, int64_t sequences, Purpose purpose,
-                                 int64_t stream) {
+std::optional<TaskScore> Experiment::Run::score(int64_t length, int64_t sequences, Purpose purpose,
+                                                int64_t stream) {
   return score_task(learner.context(), learner.model().weights(), settings.task,
-                    {length, sequences, settings.seed, purpose, stream});
+                    {length, sequences, settings.seed, purpose, stream}, events.stop);
+}
+
+TaskScore Experiment::Run::score_validation() {
+  return *score_task(learner.context(), learner.model().weights(), settings.task,
+                     {settings.task.length, settings.eval_sequences, settings.seed,
+                      Purpose::validation, state.step});
 }
 
 TaskScore Experiment::Run::validate() {
-  const TaskScore s =
-      score(settings.task.length, settings.eval_sequences, Purpose::validation, state.step);
+  const TaskScore s = score_validation();
   EvalMetrics m;
   m.step = state.step;
   m.tokens = state.tokens;
@@ -236,16 +245,27 @@ int64_t Experiment::Run::test_sequences(int64_t length) const {
                     settings.min_test_sequences, settings.max_test_sequences);
 }
 
-// The longest first: they fail first.
+// The longest first: they fail first. Also false when the session is to end.
 bool Experiment::Run::confirmed(const TaskScore& validation) {
-  if (validation.token_accuracy() < settings.goal) return false;
+  const auto good = [&](const TaskScore& s, double margin) {
+    return 1 - s.token_accuracy() <= margin * (1 - settings.goal) && s.loss <= settings.max_loss;
+  };
+  if (!good(validation, 1)) return false;
   return std::all_of(
       settings.test_lengths.rbegin(), settings.test_lengths.rend(), [&](int64_t length) {
         const int64_t stream = state.step << 6 | std::bit_width(static_cast<uint64_t>(length));
-        const TaskScore s =
+        const std::optional<TaskScore> s =
             score(length, kConfirmation * test_sequences(length), Purpose::confirmation, stream);
-        return 1 - s.token_accuracy() <= kMargin * (1 - settings.goal) &&
-               s.loss <= settings.max_loss;
+        if (!s) return false;
+        if (good(*s, kMargin)) return true;
+        char text[160];
+        std::snprintf(
+            text, sizeof text,
+            "step %lld: not yet at length %lld, %lld of %lld new answers right, loss %.4f",
+            static_cast<long long>(state.step), static_cast<long long>(length),
+            static_cast<long long>(s->right_answers), static_cast<long long>(s->answers), s->loss);
+        if (events.log) events.log(text);
+        return false;
       });
 }
 
@@ -256,6 +276,11 @@ void Experiment::Run::train() {
   if (state.step >= settings.steps) {  // fewer steps than before, or stopped just at the end
     result.last = validate();
     result.trained = true;
+  }
+  // The session before may have ended while this step was being confirmed.
+  if (!result.trained && state.step > 0 && state.step % settings.eval_every == 0) {
+    result.last = score_validation();
+    result.trained = confirmed(*result.last);
   }
   while (!result.trained && !stopped()) {
     begin_step();
@@ -282,7 +307,9 @@ void Experiment::Run::test() {
     if (stopped()) return;
     const int64_t length = settings.test_lengths[result.tests.size()];
     const auto stream = static_cast<int64_t>(result.tests.size());
-    result.tests.push_back(score(length, test_sequences(length), Purpose::test, stream));
+    const std::optional<TaskScore> s = score(length, test_sequences(length), Purpose::test, stream);
+    if (!s) return;
+    result.tests.push_back(*s);
     write_result();
     if (events.test) events.test(state.step, result.tests.back());
   }

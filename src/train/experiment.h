@@ -38,9 +38,9 @@ struct ExperimentSettings {
   int64_t log_every = 50, eval_every = 1000, save_every = 20000;  // steps
   int64_t eval_sequences = 256;
   // Share of right answers that every test must reach. Training ends when a validation reaches it
-  // and then, on four times as many sequences of their own as the test's, every length of the test
-  // does, with three quarters of the wrong answers that the goal allows and a mean loss of at most
-  // max_loss: right by a hair is not enough.
+  // with a mean loss of at most max_loss, and then, on four times as many sequences of their own as
+  // the test's, every length of the test does, with three quarters of the wrong answers that the
+  // goal allows: right by a hair is not enough.
   double goal = 1, max_loss = 0.01;
   // Lengths of the test, ascending, and sequences at each: as many as make test_tokens, within the
   // limits.
@@ -72,7 +72,8 @@ struct ExperimentEvents {
   std::function<void(const StepMetrics&)> step;  // every log_every steps; loss: their mean
   std::function<void(int64_t step, const TaskScore&)> eval, test;
   std::function<void(const std::string&)> log;
-  // Asked between steps and between tests: true ends the session with everything saved.
+  // Asked between steps and between the pieces of a test: true ends the session with everything
+  // saved.
   std::function<bool()> stop;
 };
 

@@ -15,8 +15,6 @@ constexpr int64_t kChunkTokens = int64_t{1} << 16;
 
 class Reader {
  public:
-  // Reads all sequences; answer(i, row) gives the logits of row i: answers of a sequence one after
-  // the other.
   Reader(Context& ctx, const Weights& w, const TaskSettings& s, const TaskQuestions& q)
       : ctx_(ctx),
         weights_(w),
@@ -27,16 +25,23 @@ class Reader {
     for (int64_t i = 0; i < num_seqs_; ++i)
       sequences_.emplace_back(s, q.length, q.seed, q.purpose, q.stream, i);
     // A chunk holds all the answers of a sequence, if it is the last one.
-    const int64_t total = s.tokens_of(q.length);
-    const int64_t chunk = std::max({kChunkTokens / num_seqs_, answers_, int64_t{1}});
-    tokens_ = MirroredTensor(ctx, DType::i32, {num_seqs_ * std::min(total, chunk + answers_)}, 2);
+    total_ = s.tokens_of(q.length);
+    chunk_ = std::max({kChunkTokens / num_seqs_, answers_, int64_t{1}});
+    tokens_ = MirroredTensor(ctx, DType::i32, {num_seqs_ * std::min(total_, chunk_ + answers_)}, 2);
     seq_start_ = MirroredTensor(ctx, DType::i32, {num_seqs_ + 1}, 2);
-    for (int64_t done = 0; done < total;) {
-      const int64_t left = total - done, take = left < chunk + answers_ ? left : chunk;
+  }
+
+  // All sequences; false: `stop` ended it. Then row(i, j) gives the logits of answer j of sequence
+  // i.
+  bool read_all(const std::function<bool()>& stop) {
+    for (int64_t done = 0; done < total_;) {
+      if (stop && stop()) return false;
+      const int64_t left = total_ - done, take = left < chunk_ + answers_ ? left : chunk_;
       done += take;
-      read(take, done == total);
+      read(take, done == total_);
     }
     logits_.download(answers_ * num_seqs_);
+    return true;
   }
 
   const float* row(int64_t sequence, int64_t answer) const {
@@ -73,7 +78,7 @@ class Reader {
 
   Context& ctx_;
   const Weights& weights_;
-  int64_t answers_, num_seqs_;
+  int64_t answers_, num_seqs_, total_ = 0, chunk_ = 0;  // total_, chunk_: tokens of a sequence
   std::vector<TaskSequence> sequences_;
   DecodeState state_;
   MirroredTensor tokens_, seq_start_, logits_;
@@ -81,9 +86,11 @@ class Reader {
 
 }  // namespace
 
-TaskScore score_task(Context& ctx, const Weights& weights, const TaskSettings& settings,
-                     const TaskQuestions& questions) {
-  const Reader reader(ctx, weights, settings, questions);
+std::optional<TaskScore> score_task(Context& ctx, const Weights& weights,
+                                    const TaskSettings& settings, const TaskQuestions& questions,
+                                    const std::function<bool()>& stop) {
+  Reader reader(ctx, weights, settings, questions);
+  if (!reader.read_all(stop)) return std::nullopt;
   const int64_t vocab_size = weights.config.vocab_size;
   TaskScore score;
   score.length = questions.length;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 
 #include "model/language_model.h"
 #include "train/experiment_task.h"
@@ -29,8 +31,10 @@ struct TaskQuestions {
 };
 
 // All sequences side by side, in chunks with their states carried: memory does not depend on the
-// length. Waits for the answers. Throws Error when they are not finite.
-TaskScore score_task(Context& ctx, const Weights& weights, const TaskSettings& settings,
-                     const TaskQuestions& questions);
+// length. Waits for the answers. stop: asked between chunks; true ends it, and there is no score.
+// Throws Error when answers are not finite.
+std::optional<TaskScore> score_task(Context& ctx, const Weights& weights,
+                                    const TaskSettings& settings, const TaskQuestions& questions,
+                                    const std::function<bool()>& stop = {});
 
 }  // namespace krait

@@ -68,6 +68,7 @@ void check_settings(const ExperimentSettings& s) {
           "--test-sequences", "1 to 2^20 - 1", s.max_test_sequences);
   if (!(s.lr > 0 && s.lr <= 1)) throw Error("out of range", "--lr", "above 0, at most 1");
   if (!(s.goal > 0 && s.goal <= 1)) throw Error("out of range", "--goal", "above 0, at most 1");
+  if (!(s.max_loss > 0)) throw Error("out of range", "--max-loss", "above 0");
   if (s.dtype != "f32" && s.dtype != "bf16")
     throw Error("no such type", "--dtype", "f32 or bf16", s.dtype);
 }

@@ -139,8 +139,8 @@ void expect_chunks_as_whole(const Engine& engine) {
     Batch batch;
     make_batch(s, length, sequences, 3, Purpose::test, 2, batch);
     const double whole = learner.score(batch, nullptr) / static_cast<double>(batch.target_count);
-    const TaskScore score = score_task(learner.context(), learner.model().weights(), s,
-                                       {length, sequences, 3, Purpose::test, 2});
+    const TaskScore score = *score_task(learner.context(), learner.model().weights(), s,
+                                        {length, sequences, 3, Purpose::test, 2});
     EXPECT_EQ(score.answers, batch.target_count);
     EXPECT_NEAR(score.loss, whole, 1e-5);
     EXPECT_LE(score.right_sequences, score.right_answers);
@@ -166,7 +166,7 @@ TEST(TaskScore, CountsRightAnswers) {
   std::fill_n(p.lm_head.ptr<float>(), p.lm_head.size(), 0.0f);
   learner.masters_changed();
   const TaskScore score =
-      score_task(learner.context(), learner.model().weights(), s, {24, 500, 1, Purpose::test, 0});
+      *score_task(learner.context(), learner.model().weights(), s, {24, 500, 1, Purpose::test, 0});
   EXPECT_NEAR(score.loss, std::log(16), 1e-6);
   EXPECT_EQ(score.right_answers, 0);  // of equals the first, which is the noise token
   EXPECT_EQ(score.right_sequences, 0);
@@ -214,6 +214,53 @@ TEST(Experiment, ResumedAsStraightOnAnAsynchronousEngine) {
 }
 TEST(ExperimentCuda, ResumedAsStraight) {
   op_test::on_cuda([](Context& ctx) { expect_resumed_as_straight(ctx.engine()); });
+}
+
+// Two answers are possible, so guesses will do: the first validation is confirmed. A session that
+// ends meanwhile has not ended training; the next one confirms that step, not a later one.
+TEST(Experiment, StopsWhileItConfirms) {
+  ExperimentSettings s = tiny(Task::selective_copying);
+  s.task.vocab_size = 4;
+  s.lr = 0.03;
+  s.steps = 60;
+  s.eval_every = 20;
+  s.eval_sequences = s.min_test_sequences = s.max_test_sequences = 64;
+  s.goal = 0.01;
+  s.max_loss = 100;
+  const TestFolder folder;
+  const fs::path straight = folder.path() / "straight", resumed = folder.path() / "resumed";
+  const ExperimentResult expected = run(cpu_engine(), s, straight, false);
+  ASSERT_TRUE(expected.tested);
+  ASSERT_EQ(expected.step, s.eval_every);
+  // Asked before each step, then in the confirmation.
+  const ExperimentResult part = run(cpu_engine(), s, resumed, false, s.eval_every);
+  EXPECT_FALSE(part.trained);
+  EXPECT_EQ(part.step, s.eval_every);
+  const ExperimentResult r = run(cpu_engine(), s, resumed, true);
+  EXPECT_EQ(r.step, expected.step);
+  ASSERT_TRUE(r.tested);
+  EXPECT_EQ(r.tests.back().loss, expected.tests.back().loss);
+  EXPECT_TRUE(read_text(resumed / "model/model.safetensors") ==
+              read_text(straight / "model/model.safetensors"));
+}
+
+// Why a model whose validations are good enough goes on training: guesses are, for this goal, but
+// new sequences have to be better.
+TEST(Experiment, SaysWhatIsNotConfirmed) {
+  ExperimentSettings s = tiny(Task::induction_heads);
+  s.goal = 0.01;
+  std::vector<std::string> lines;
+  ExperimentEvents events;
+  events.log = [&](const std::string& line) { lines.push_back(line); };
+  const TestFolder folder;
+  s.max_loss = 100;
+  EXPECT_TRUE(Experiment(cpu_engine(), s, folder.path() / "a", false, events).run().tested);
+  ASSERT_FALSE(lines.empty());
+  EXPECT_NE(lines[0].find("not yet at length"), std::string::npos) << lines[0];
+  lines.clear();
+  s.max_loss = 0.01;  // of the validation, too
+  EXPECT_TRUE(Experiment(cpu_engine(), s, folder.path() / "b", false, events).run().tested);
+  EXPECT_TRUE(lines.empty());
 }
 
 TEST(Experiment, MoreStepsGoOnWithTraining) {

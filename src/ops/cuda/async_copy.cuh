@@ -1,7 +1,7 @@
 // Copies from global to shared memory that a thread starts now and waits for later, without
 // registers in between. What is copied is read back with load_copied, by the thread that copied it,
-// or by its warp behind a __syncwarp: these are ordered among themselves, and leave the compiler
-// free to move other accesses.
+// by its warp behind a __syncwarp, or by others behind an mbarrier that hears of the copies: these
+// are ordered among themselves, and leave the compiler free to move other accesses.
 #pragma once
 
 #include <cstdint>

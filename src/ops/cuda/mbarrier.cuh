@@ -23,7 +23,8 @@ __device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
 }
 #endif
 
-// Until phase number `phase` (from 0 on; its parity counts) has ended. At most one phase behind.
+// Until phase number `phase` (from 0 on) has ended. Only its parity is looked at: the caller knows
+// that the phase before has ended, and that the next one cannot end before it arrives.
 __device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t phase) {
   uint32_t done = 0;
   while (done == 0)
