@@ -109,10 +109,12 @@ int run(ModelBenchFlags flags) {
   }
   char line[160];
   const bool quantized = bench.quantization != Quantization::none;
-  std::snprintf(line, sizeof line, "%lld parameters, %s%s%s, states in %s, %s, %d threads\n",
+  const bool states = bench.prompt > 0 || bench.gen > 0;
+  std::snprintf(line, sizeof line, "%lld parameters, %s%s%s%s%s, %s, %d threads\n",
                 static_cast<long long>(parameter_count(bench.config)), name_of(bench.dtype),
                 quantized ? " with weights in " : "", quantized ? name_of(bench.quantization) : "",
-                name_of(bench.state_dtype), ctx->engine().name, ctx->threads());
+                states ? ", states in " : "", states ? name_of(bench.state_dtype) : "",
+                ctx->engine().name, ctx->threads());
   write_stdout(line);
   print_rate("prefill", r.prefill, "the GEMM rate");
   if (r.first_token_s > 0) {
