@@ -70,8 +70,7 @@ Model ComputeFlags::load(const std::string& folder, const Context& ctx) const {
 void add_chunk(CLI::App& app, int64_t& chunk) {
   app.add_option("--chunk", chunk,
                  "Tokens that go through the model at once, each with its memory; 1: as it writes; "
-                 "0: as many "
-                 "as are fast")
+                 "0: as many as are fast")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
 }

@@ -229,10 +229,9 @@ TEST_F(GeneratorTest, RefusesWhatItCannotContinue) {
 
 class ScorerTest : public GeneratorTest {
  protected:
-  std::vector<double> scored(std::span<const int32_t> tokens) {
+  std::vector<double> scored(std::span<const int32_t> tokens, const ScorerOptions& options = {}) {
     std::vector<double> logprobs;
-    Scorer scorer(ctx, model.weights);
-    scorer.score(tokens, [&](std::span<const float> some) {
+    Scorer(ctx, model.weights, options).score(tokens, [&](std::span<const float> some) {
       logprobs.insert(logprobs.end(), some.begin(), some.end());
       return true;
     });
@@ -257,17 +256,9 @@ TEST_F(ScorerTest, ScoresAnyLengthAsAtOnce) {
 TEST_F(ScorerTest, RoundsStatesBehindEachChunk) {
   const std::vector<int32_t> tokens = some_tokens(300);
   const std::vector<double> exact = scored(tokens);
-  const auto scored_with = [&](const ScorerOptions& options) {
-    std::vector<double> logprobs;
-    Scorer(ctx, model.weights, options).score(tokens, [&](std::span<const float> some) {
-      logprobs.insert(logprobs.end(), some.begin(), some.end());
-      return true;
-    });
-    return logprobs;
-  };
-  EXPECT_EQ(scored_with({.state_dtype = DType::bf16}), exact) << "one chunk";
-  EXPECT_TRUE(close(scored_with({.chunk = 1}), exact, 1e-5));
-  const std::vector<double> rounded = scored_with({.state_dtype = DType::bf16, .chunk = 1});
+  EXPECT_EQ(scored(tokens, {.state_dtype = DType::bf16}), exact) << "one chunk";
+  EXPECT_TRUE(close(scored(tokens, {.chunk = 1}), exact, 1e-5));
+  const std::vector<double> rounded = scored(tokens, {.state_dtype = DType::bf16, .chunk = 1});
   EXPECT_TRUE(close(rounded, exact, 1e-2));
   EXPECT_FALSE(close(rounded, exact, 1e-5));
   // As a generator steps.

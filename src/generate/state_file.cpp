@@ -149,14 +149,19 @@ class StateFile {
                   info_.path + ": __metadata__: " + kChecksumKey, in_quotes(info_.checksum), found);
   }
 
-  const Tensor& take(const std::string& name, DType dtype, int rank) const {
+  const Tensor& find(const std::string& name) const {
     const auto it = tensors_.find(name);
     if (it == tensors_.end()) throw Error("missing tensor", where(name));
-    if (it->second.dtype != dtype || it->second.rank != rank)
+    return it->second;
+  }
+
+  const Tensor& take(const std::string& name, DType dtype, int rank) const {
+    const Tensor& t = find(name);
+    if (t.dtype != dtype || t.rank != rank)
       throw Error("wrong tensor", where(name),
                   std::string(name_of(dtype)) + " of rank " + std::to_string(rank),
-                  shape_string(it->second));
-    return it->second;
+                  shape_string(t));
+    return t;
   }
 
   void check_shape(const std::string& name, int64_t rows, int64_t columns) const {
@@ -189,9 +194,7 @@ class StateFile {
 
   // The first layer says of what type and how large all are.
   void check_layers() {
-    const auto first = tensors_.find(name_of_conv(0));
-    if (first == tensors_.end()) throw Error("missing tensor", where(name_of_conv(0)));
-    info_.state_dtype = first->second.dtype;
+    info_.state_dtype = find(name_of_conv(0)).dtype;
     if (info_.state_dtype != DType::f32 && info_.state_dtype != DType::bf16)
       throw Error("unknown element type of states", where(name_of_conv(0)), "f32 or bf16",
                   name_of(info_.state_dtype));

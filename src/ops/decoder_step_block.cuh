@@ -110,11 +110,14 @@ class Decoder {
       else
         plain_.multiply(weights_, row_bytes, in_group, sums_);
       sync_multipliers();  // every warp's sums are there
-      if constexpr (kKind == DecoderProduct::dt_proj) return scan(layer, states);
-      if (thread_index() / 32 * 32 >= in_group * kDecoderTile * kSeqs) continue;
-      const float sum = sum_of(row, seq);
-      if constexpr (is_scaled(kKind)) scaled.scale *= vectors_.scale[seq];
-      finish<kKind>(layer, tile, row, seq, sum, scaled, conv);
+      if constexpr (kKind == DecoderProduct::dt_proj) {
+        return scan(layer, states);  // all channels are in one group
+      } else {
+        if (thread_index() / 32 * 32 >= in_group * kDecoderTile * kSeqs) continue;
+        const float sum = sum_of(row, seq);
+        if constexpr (is_scaled(kKind)) scaled.scale *= vectors_.scale[seq];
+        finish<kKind>(layer, tile, row, seq, sum, scaled, conv);
+      }
     }
   }
 

@@ -238,12 +238,11 @@ void step_piece(const SelectiveScan& op, int64_t s, int64_t c0, int64_t c1) {
 }
 
 void scan_step_piece(const SelectiveScan& op, int64_t s, int64_t c0, int64_t c1) {
-  const auto step = [&](auto tag) {
+  dispatch_f32_bf16(op.u.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (op.state.dtype == DType::f32) return step_piece<T, float>(op, s, c0, c1);
     step_piece<T, krait::bf16>(op, s, c0, c1);
-  };
-  dispatch_f32_bf16(op.u.dtype, step);
+  });
 }
 
 }  // namespace krait::HWY_NAMESPACE

@@ -73,20 +73,20 @@ void store_states(const float* h, int64_t channels, int64_t d_state, S* state) {
 // Between op.state and a tile; without a state: zero, and nothing is kept.
 inline void load_initial_states(const SelectiveScan& op, const ScanPlan& plan, int64_t sequence,
                                 int64_t block, float* h) {
-  const int64_t c0 = plan.first_channel(block), channels = plan.channels(block);
-  if (op.state.dtype == DType::bf16)
-    load_states(state_of<bf16>(op.state, op.slot, sequence, c0), channels, plan.d_state, h);
-  else
-    load_states(state_of(op.state, op.slot, sequence, c0), channels, plan.d_state, h);
+  dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
+    load_states(state_of<typename decltype(tag)::type>(op.state, op.slot, sequence,
+                                                       plan.first_channel(block)),
+                plan.channels(block), plan.d_state, h);
+  });
 }
 inline void store_final_states(const SelectiveScan& op, const ScanPlan& plan, int64_t sequence,
                                int64_t block, const float* h) {
-  const int64_t c0 = plan.first_channel(block), channels = plan.channels(block);
   if (!op.state) return;
-  if (op.state.dtype == DType::bf16)
-    store_states(h, channels, plan.d_state, state_of<bf16>(op.state, op.slot, sequence, c0));
-  else
-    store_states(h, channels, plan.d_state, state_of(op.state, op.slot, sequence, c0));
+  dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
+    store_states(h, plan.channels(block), plan.d_state,
+                 state_of<typename decltype(tag)::type>(op.state, op.slot, sequence,
+                                                        plan.first_channel(block)));
+  });
 }
 
 // Fills plan.A_log2e from the workspace of ctx (the caller's Scope).

@@ -109,12 +109,8 @@ __global__ void __launch_bounds__(kStepThreads)
 
 void selective_scan_step(Context& ctx, const SelectiveScan& op) {
   if (op.dt_proj) return launch_selective_scan_step_projected(ctx, op);
-  const ScanStepPlan plan = plan_selective_scan_step({.tokens = op.u.shape[0],
-                                                      .num_seqs = op.u.shape[0],
-                                                      .d_inner = op.u.shape[1],
-                                                      .d_state = op.A.shape[1],
-                                                      .n_groups = op.B.shape[1]},
-                                                     state_of(ctx).multiprocessors);
+  const ScanStepPlan plan =
+      plan_selective_scan_step(step_shape_of(op), state_of(ctx).multiprocessors);
   const Args a = {
       .u = op.u.data,
       .dt = op.dt.data,

@@ -204,15 +204,6 @@ __global__ void __launch_bounds__(kThreads, 4)
   store_vector(a.y + (s0 + item_s) * a.y_row + c0 + item_c, out);
 }
 
-ScanShape shape_of(const SelectiveScan& op) {
-  return {.tokens = op.u.shape[0],
-          .num_seqs = op.u.shape[0],
-          .d_inner = op.u.shape[1],
-          .d_state = op.A.shape[1],
-          .n_groups = op.B.shape[1],
-          .state_bytes = static_cast<int>(size_of(op.state.dtype))};
-}
-
 template <class S, int kSequences, int kRing>
 void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
   const auto kernel = selective_scan_step_projected<S, kSequences, kRing>;
@@ -233,8 +224,17 @@ void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
 
 }  // namespace
 
+ScanShape step_shape_of(const SelectiveScan& op) {
+  return {.tokens = op.u.shape[0],
+          .num_seqs = op.u.shape[0],
+          .d_inner = op.u.shape[1],
+          .d_state = op.A.shape[1],
+          .n_groups = op.B.shape[1],
+          .state_bytes = static_cast<int>(size_of(op.state.dtype))};
+}
+
 bool scan_step_projects(Context&, const SelectiveScan& op) {
-  return op.u.dtype == DType::bf16 && scan_step_projects_shape(shape_of(op), op.dt.shape[1]) &&
+  return op.u.dtype == DType::bf16 && scan_step_projects_shape(step_shape_of(op), op.dt.shape[1]) &&
          vector_rows(op.u, kItem) && vector_rows(op.dt, 8) && vector_rows(op.z, kItem) &&
          vector_rows(op.B, 8) && vector_rows(op.C, 8) && vector_rows(op.y, kItem) &&
          aligned(op.A.data) && aligned(op.state.data) && aligned(op.dt_proj.data);
@@ -242,7 +242,7 @@ bool scan_step_projects(Context&, const SelectiveScan& op) {
 
 void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op) {
   const ScanStepProjectedPlan plan =
-      plan_selective_scan_step_projected(shape_of(op), state_of(ctx).multiprocessors);
+      plan_selective_scan_step_projected(step_shape_of(op), state_of(ctx).multiprocessors);
   const Args a = {.u = op.u.ptr<bf16>(),
                   .dt = op.dt.ptr<bf16>(),
                   .z = op.z ? op.z.ptr<bf16>() : nullptr,
