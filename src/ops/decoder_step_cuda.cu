@@ -4,6 +4,7 @@
 #include "core/dtype.h"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
+#include "ops/decoder_batch.h"
 #include "ops/decoder_step.h"
 #include "ops/decoder_step_block.cuh"
 
@@ -153,6 +154,7 @@ void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStrea
 }  // namespace
 
 bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
+  if (takes_decoder_batch(ctx, op)) return true;
   const State& state = state_of(ctx);
   if (!state.cooperative || op.embedding.dtype != DType::bf16 || op.layers.empty()) return false;
   // More sequences are faster by the ops, whose products then take all of them at once.
@@ -171,6 +173,7 @@ bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
 }
 
 void decoder_step(Context& ctx, const DecoderStep& op) {
+  if (takes_decoder_batch(ctx, op)) return decoder_batch(ctx, op);
   const DecoderStepPlan plan = plan_of(ctx, op);
   KRAIT_CHECK(plan.usable);
   State& state = state_of(ctx);

@@ -1,5 +1,7 @@
 // Selective scan on the GPU, one token for each sequence, with dt_proj: the kernel for many
 // sequences. Its product costs little beside reading and writing the state, and a launch less.
+#include <algorithm>
+
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/dependent_launch.cuh"
@@ -37,12 +39,12 @@ struct Args {
   bool settled;
 };
 
-// Behind it rows of dt_proj and dt, kSkew longer than dt_rank.
+// Behind it rows of dt_proj and dt, kSkew longer than dt_rank; later delta u, (kSequences,
+// kChannels), in their place.
 template <class S, int kSequences, int kRing>
 struct Shared {
   S ring[kRing][kThreads][kLaneStates<S>];
   float delta[kSequences][kChannels<S>];  // first T(dt), then delta, then y's sum over states
-  float delta_u[kSequences][kChannels<S>];
   float BC[kSequences][2 * kStates];
   int slot[kSequences];
 };
@@ -115,6 +117,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int row = a.dt_rank + kSkew, thread = static_cast<int>(threadIdx.x);
   bf16* const weight = reinterpret_cast<bf16*>(memory + sizeof shared);
   bf16* const dt = weight + kChannels<S> * row;
+  float* const delta_u = reinterpret_cast<float*>(weight);
   const int c0 = static_cast<int>(blockIdx.x) * kChannels<S>;
   const int s0 = static_cast<int>(blockIdx.y) * kSequences;
   const int count = min(kSequences, a.num_seqs - s0);
@@ -133,22 +136,28 @@ __global__ void __launch_bounds__(kThreads, 4)
   };
   const uint32_t ring = shared_address(shared.ring[0][thread]);
   constexpr uint32_t kRingRow = sizeof shared.ring[0];
+  int first_slots[kRing];  // all asked for before one is awaited
+#pragma unroll
+  for (int k = 0; k < kRing; ++k) first_slots[k] = k < count ? slot_of(k) : 0;
 #pragma unroll
   for (int k = 0; k < kRing; ++k) {
-    if (k < count) copy_async<16>(ring + k * kRingRow, state_at(slot_of(k)));
+    if (k < count) copy_async<16>(ring + k * kRingRow, state_at(first_slots[k]));
     end_copies();
   }
   if (thread < count) shared.slot[thread] = slot_of(thread);
   const Floats<kOwn> A = load_vector<kOwn>(a.A + int64_t{c} * kStates + n);
-  if (a.settled) wait_for_earlier_work();
-  let_next_start();
-
-  for (int i = thread; i < count * pieces; i += kThreads)
-    *reinterpret_cast<uint4*>(dt + i / pieces * row + i % pieces * 8) =
-        *reinterpret_cast<const uint4*>(a.dt + (s0 + i / pieces) * a.dt_row + i % pieces * 8);
   constexpr int kItems = kChannels<S> / kItem;
   const int item_s = thread / kItems, item_c = thread % kItems * kItem;
   const bool item = item_s < count;
+  Floats<kItem> bias{}, D{};
+#pragma unroll
+  for (int i = 0; i < kItem; ++i) {
+    if (a.dt_bias) bias[i] = a.dt_bias[c0 + item_c + i];
+    if (a.D) D[i] = a.D[c0 + item_c + i];
+  }
+  if (a.settled) wait_for_earlier_work();
+  let_next_start();
+
   Packed<bf16, kItem> u{}, z{};
   if (item) {
     u = load_packed<kItem>(a.u + (s0 + item_s) * a.u_row + c0 + item_c);
@@ -159,6 +168,10 @@ __global__ void __launch_bounds__(kThreads, 4)
     const bf16* from = i % 4 < 2 ? a.B + (s0 + s) * a.B_row : a.C + (s0 + s) * a.C_row;
     store_vector(shared.BC[s] + i % 4 * 8, load_vector<8>(from + part));
   }
+#pragma unroll 4
+  for (int i = thread; i < count * pieces; i += kThreads)
+    *reinterpret_cast<uint4*>(dt + i / pieces * row + i % pieces * 8) =
+        *reinterpret_cast<const uint4*>(a.dt + (s0 + i / pieces) * a.dt_row + i % pieces * 8);
   wait_for_copies<kRing>();  // dt_proj
   __syncthreads();
   project_dt(shared, weight, dt, a.dt_rank);
@@ -168,8 +181,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
     for (int i = 0; i < kItem; ++i) {
       float& at = shared.delta[item_s][item_c + i];
-      at = softplus(at + (a.dt_bias ? a.dt_bias[c0 + item_c + i] : 0.f));
-      shared.delta_u[item_s][item_c + i] = at * in[i];
+      at = softplus(at + bias[i]);
+      delta_u[item_s * kChannels<S> + item_c + i] = at * in[i];
     }
   }
   __syncthreads();
@@ -178,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int s = 0, place = 0; s < count; ++s, place = place + 1 == kRing ? 0 : place + 1) {
     wait_for_copies<kRing - 1>();
     Floats<kOwn> h = unpack(load_copied<S, kOwn>(ring + place * kRingRow));
-    const float step = shared.delta[s][channel], du = shared.delta_u[s][channel];
+    const float step = shared.delta[s][channel], du = delta_u[s * kChannels<S> + channel];
     const Floats<kOwn> B = load_vector<kOwn>(shared.BC[s] + n);
     const Floats<kOwn> C = load_vector<kOwn>(shared.BC[s] + kStates + n);
 #pragma unroll
@@ -197,8 +210,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   Floats<kItem> out;
 #pragma unroll
   for (int i = 0; i < kItem; ++i) {
-    const float D = a.D ? a.D[c0 + item_c + i] : 0.f;
-    const float sum = fmaf(D, in[i], shared.delta[item_s][item_c + i]);
+    const float sum = fmaf(D[i], in[i], shared.delta[item_s][item_c + i]);
     out[i] = a.z ? sum * silu(gate[i]) : sum;
   }
   store_vector(a.y + (s0 + item_s) * a.y_row + c0 + item_c, out);
@@ -209,7 +221,9 @@ void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
   const auto kernel = selective_scan_step_projected<S, kSequences, kRing>;
   const auto shared_bytes = [](int64_t dt_rank) {
     return sizeof(Shared<S, kSequences, kRing>) +
-           (kChannels<S> + kSequences) * static_cast<size_t>(dt_rank + kSkew) * sizeof(bf16);
+           std::max(
+               (kChannels<S> + kSequences) * static_cast<size_t>(dt_rank + kSkew) * sizeof(bf16),
+               kChannels<S> * kSequences * sizeof(float));
   };
   static_assert(sizeof(Shared<S, kSequences, kRing>) < 48 * 1024);
   static const cudaError_t raised =

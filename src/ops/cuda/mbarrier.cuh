@@ -21,6 +21,21 @@ __device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+
+// Barriers that were initialised are so for the whole cluster, once the latter has met.
+__device__ __forceinline__ void publish_mbarriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// The cluster meets: every thread of every block arrives, then waits for all. Without the order
+// between the blocks' memory that cooperative groups' sync has, for which an arriving thread first
+// waits for its own stores.
+__device__ __forceinline__ void arrive_in_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 #endif
 
 // Until phase number `phase` (from 0 on) has ended. Only its parity is looked at: the caller knows

@@ -88,6 +88,8 @@ State::State() {
         "reading the GPU's properties");
   check(cudaDeviceGetAttribute(&compute_major, cudaDevAttrComputeCapabilityMajor, device),
         "reading the GPU's properties");
+  check(cudaDeviceGetAttribute(&compute_minor, cudaDevAttrComputeCapabilityMinor, device),
+        "reading the GPU's properties");
   shared_bytes_per_block = static_cast<size_t>(shared);
   int together = 0;
   check(cudaDeviceGetAttribute(&together, cudaDevAttrCooperativeLaunch, device),

@@ -25,10 +25,10 @@ struct State {
   // Ordered with the default stream, and so with Memory's transfers.
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
-  int compute_major = 0;              // of the compute capability
-  size_t shared_bytes_per_block = 0;  // after opting in
-  bool cooperative = false;           // kernels whose blocks are all resident can be launched
-  struct Blas;                        // gemm.cpp
+  int compute_major = 0, compute_minor = 0;  // the compute capability
+  size_t shared_bytes_per_block = 0;         // after opting in
+  bool cooperative = false;  // kernels whose blocks are all resident can be launched
+  struct Blas;               // gemm.cpp
   std::shared_ptr<Blas> blas;
 
   // Memory of so many bytes for what lasts from launch to launch, zero at first; always the same

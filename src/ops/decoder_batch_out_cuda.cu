@@ -1,0 +1,173 @@
+// out_proj of a decoder step of many sequences, into the residual stream, and the next norm's first
+// half.
+#include "ops/cuda/dependent_launch.cuh"
+#include "ops/cuda/vector.cuh"
+#include "ops/decoder_batch_kernels.h"
+#include "ops/decoder_batch_product.cuh"
+
+namespace krait::cuda {
+namespace {
+
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// A thread's part of the outputs: four of every at_once-th sequence, of which kTogether are asked
+// for before the sums are there.
+template <class R, class Product>
+class Outputs {
+ public:
+  __device__ Outputs(const Product& product, const DecoderBatchOut& p)
+      : product_(product), p_(p), columns_(product.cut.box_rows / 4) {
+    const int thread = static_cast<int>(threadIdx.x);
+    at_once_ = Product::kThreads / columns_;
+    first_ = thread / columns_;
+    column_ = thread % columns_ * 4;
+    const int row = product.row0 + column_;
+    there_ = first_ < at_once_ && row < product.cut.rows;
+    if (!there_) return;
+    norm_ = load_vector<4>(p.norm + row);
+    if (p.bias) bias_ = load_vector<4>(p.bias + row);
+    fetch(first_);
+  }
+
+  // From the sums to the residual stream, x and the sums of squares.
+  __device__ void finish() {
+    for (int seq0 = first_; there_ && seq0 < product_.seqs; seq0 += kTogether * at_once_) {
+      if (seq0 > first_) fetch(seq0);
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        const int seq = seq0 + k * at_once_;
+        if (seq < product_.seqs) finish(seq, unpack(residual_[k]));
+      }
+    }
+    __syncthreads();  // the squares are there
+    const DecoderBatchCut& cut = product_.cut;
+    const int seq = static_cast<int>(threadIdx.x);
+    if (seq >= product_.seqs) return;
+    const int outputs = min(cut.box_rows, cut.rows - product_.row0);
+    float sum = 0;
+#pragma unroll 4
+    for (int i = 0; i < outputs; i += 4) sum += *squares(seq, i);
+    p_.squares[static_cast<int>(blockIdx.x) / cut.split * kDecoderBatchMaxSeqs + product_.seq0 +
+               seq] = sum;
+  }
+
+ private:
+  static constexpr int kTogether = 6;
+
+  __device__ int64_t place(int seq) const {
+    return int64_t{product_.seq0 + seq} * product_.cut.rows + product_.row0 + column_;
+  }
+  __device__ float* squares(int seq, int column) const {
+    return product_.sums + (product_.seq0 + seq) * Product::kPitch + column;
+  }
+  __device__ void fetch(int seq0) {
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k)
+      if (const int seq = seq0 + k * at_once_; seq < product_.seqs)
+        residual_[k] = load_packed<4>(static_cast<const R*>(p_.residual) + place(seq));
+  }
+  __device__ void finish(int seq, Floats<4> r) const {
+    Floats<4> m = product_.total(seq, column_), x;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) m[i] += bias_[i];
+    m = unpack(pack<bf16>(m));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) r[i] += m[i];
+    r = unpack(pack<R>(r));
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum = fmaf(r[i], r[i], sum), x[i] = r[i] * norm_[i];
+    store_vector(static_cast<R*>(p_.residual) + place(seq), r);
+    store_vector(p_.x + place(seq), x);
+    *squares(seq, column_) = sum;
+  }
+
+  const Product& product_;
+  const DecoderBatchOut& p_;
+  const int columns_;
+  int at_once_, first_, column_;
+  bool there_;
+  Floats<4> norm_{}, bias_{};
+  Packed<R, 4> residual_[kTogether]{};
+};
+
+template <class R, class Product>
+__device__ __forceinline__ void multiply_and_finish(const Product& product,
+                                                    const CUtensorMap& weights,
+                                                    const CUtensorMap& vectors,
+                                                    const DecoderBatchOut& p) {
+  float d[Product::kSums] = {};
+  if (Product::warp() == Product::kCopyWarp) {
+    if (Product::lane() == 0) product.start(weights);
+    __syncwarp();
+  }
+  // No work before this kernel that is not done yet writes what is asked for here.
+  Outputs<R, Product> outputs(product, p);
+  wait_for_earlier_work();
+  if (Product::warp() == Product::kCopyWarp) {
+    if (Product::lane() == 0) product.stream(weights, vectors);
+    __syncwarp();
+    let_next_start();  // not sooner: what it reads then would hold up the last weights
+  } else if (Product::warp() < Product::kCopyWarp) {
+    product.multiply(d, Product::warp() / 4);
+  }
+  product.exchange(d);
+  outputs.finish();
+}
+
+#endif
+
+// Grid: clusters over boxes of outputs, as decoder_batch_in. Moves the weights once, y once for
+// each cluster, the residual stream in and out, x. Numerics: as decoder_batch_in; rounded to bf16,
+// added to the residual stream; squares in f32, four after one another, then by fours, then by
+// boxes.
+template <int kSeqs, int kGroups>
+__global__ void __launch_bounds__(128 * kGroups + 64, 1)
+    decoder_batch_out(const __grid_constant__ CUtensorMap weights,
+                      const __grid_constant__ CUtensorMap vectors,
+                      const __grid_constant__ DecoderBatchCut cut,
+                      const __grid_constant__ DecoderBatchOut p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ char memory[];
+  using Product = BatchProduct<kSeqs, kGroups>;
+  const Product product(cut, memory);
+  if (Product::warp() == 0) product.init();
+  if (threadIdx.x == 32 * Product::kCopyWarp) prefetch_map(weights), prefetch_map(vectors);
+  __syncthreads();  // the barriers are there
+  if (p.residual_f32)
+    multiply_and_finish<float>(product, weights, vectors, p);
+  else
+    multiply_and_finish<bf16>(product, weights, vectors, p);
+  product.part_from_cluster();
+#endif
+}
+
+using Kernel = void (*)(CUtensorMap, CUtensorMap, DecoderBatchCut, DecoderBatchOut);
+
+template <int kGroups>
+Kernel kernel_of(int seqs) {
+  return seqs == 16   ? decoder_batch_out<16, kGroups>
+         : seqs == 32 ? decoder_batch_out<32, kGroups>
+         : seqs == 64 ? decoder_batch_out<64, kGroups>
+                      : decoder_batch_out<128, kGroups>;
+}
+
+}  // namespace
+
+DecoderBatchMachine decoder_batch_machine() {
+  DecoderBatchMachine machine;
+  for (int blocks = 1; blocks <= kDecoderBatchMaxSplit; ++blocks)
+    machine.clusters[static_cast<size_t>(blocks)] =
+        clusters_at_once(decoder_batch_out<kDecoderBatchMaxSeqs, kDecoderBatchMaxGroups>, blocks);
+  return machine;
+}
+
+void launch_decoder_batch_out(const State& gpu, const DecoderBatchProduct& plan,
+                              const DecoderBatchOut& p, const Tensor& weight, const Tensor& y) {
+  launch_batch_product(gpu, "decoder_batch_out",
+                       plan.groups == 1 ? kernel_of<1>(plan.seqs) : kernel_of<2>(plan.seqs), plan,
+                       weight, y, cut_of(plan, y.shape[0], weight.shape[0]), p);
+}
+
+}  // namespace krait::cuda
