@@ -288,10 +288,12 @@ TEST_F(Cli, SaysWhatItCanComputeWith) {
 TEST_F(Cli, BenchesSeveralSequencesAtOnce) {
   const ProgramResult run =
       run_krait({"bench", "model", "--size", "10m", "--batch", "3", "--prompt", "700", "--gen", "2",
-                 "--train", "0", "--repeats", "1", "--json"});
+                 "--contexts", "5,9", "--train", "0", "--repeats", "1", "--json"});
   ASSERT_EQ(run.status, 0) << run.err;
   const auto result = nlohmann::json::parse(run.out);
   EXPECT_EQ(result["batch"], 3);
+  ASSERT_EQ(result["context_step_us"].size(), 2u);
+  for (const auto& step : result["context_step_us"]) EXPECT_GT(step, 0);
   for (const char* rate : {"prefill_tokens_per_s", "first_token_ms", "steady_us_per_token",
                            "decode_tokens_per_s", "decode_gb_per_s"})
     EXPECT_GT(result[rate], 0) << rate;

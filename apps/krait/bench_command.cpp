@@ -55,6 +55,12 @@ nlohmann::ordered_json optional_json(double value) {  // 0: not measured
   return value > 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
 }
 
+nlohmann::ordered_json in_microseconds(const std::vector<double>& seconds) {
+  auto out = nlohmann::ordered_json::array();
+  for (const double s : seconds) out.push_back(s * 1e6);
+  return out;
+}
+
 void print_rate(const char* name, const std::optional<ModelBenchResult::Rate>& rate,
                 const char* of_what) {
   if (!rate) return;
@@ -96,6 +102,7 @@ int run(ModelBenchFlags flags) {
                 {"first_token_ms", optional_json(r.first_token_s * 1e3)},
                 {"steady_us_per_token", optional_json(r.steady_token_s * 1e6)},
                 {"decode_gb_per_s", optional_json(r.decode_gb_per_s)},
+                {"context_step_us", in_microseconds(r.context_step_s)},
                 {"beyond_weights_bytes", r.beyond_weights_bytes},
                 {"train_tokens_per_s", rate_json(r.train)},
                 {"read_gb_per_s", r.read_gb_per_s},
@@ -132,6 +139,11 @@ int run(ModelBenchFlags flags) {
     std::snprintf(line, sizeof line, "          %10.1f GB/s\n", r.decode_gb_per_s);
     write_stdout(line);
   }
+  for (size_t i = 0; i < r.context_step_s.size(); ++i) {
+    std::snprintf(line, sizeof line, "          %10.1f us a step behind %lld tokens\n",
+                  r.context_step_s[i] * 1e6, static_cast<long long>(bench.contexts[i]));
+    write_stdout(line);
+  }
   print_rate("training", r.train, "the GEMM rate");
   std::snprintf(line, sizeof line,
                 "machine   %.1f GB/s read, %.0f GFLOP/s %s GEMM\npeak      %.0f MiB resident\n",
@@ -162,6 +174,11 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
   command->add_option("--gen", flags->bench.gen, "Tokens to write of each; 0: leave out")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
+  command
+      ->add_option("--contexts", flags->bench.contexts,
+                   "Also how long a step takes behind so many tokens, several numbers in turns")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 24));
   command->add_option("--train", flags->train,
                       "Training step: sequences x tokens, e.g. 8x512; 0: leave out "
                       "(without it 1x512 for models below 200m)");

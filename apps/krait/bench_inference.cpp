@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <limits>
 
 #include "core/rng.h"
@@ -86,26 +87,60 @@ std::vector<std::byte> time_prompts(Context& ctx, const Weights& w, const ModelB
   return state.save(0);
 }
 
-// Greedy, as the generator writes: the host reads what was picked behind the engine. prompt: the
-// state that all sequences go on from; empty: zero.
-void time_steps(Context& ctx, const Weights& w, const ModelBench& bench,
-                const std::vector<std::byte>& prompt, InferenceTimes& times) {
-  DecodeBatch batch(ctx, w, bench.state_dtype);
-  if (!prompt.empty()) batch.state().restore(0, prompt);
-  batch.reserve(bench.batch, /*recent=*/1);
-  SamplingParams greedy;
-  greedy.temperature = 0;
-  const DecodeBatch::Sequence sequence = {
-      sampled_sequence(greedy, std::numeric_limits<int64_t>::max()), {}};
-  batch.start(std::vector(static_cast<size_t>(bench.batch), sequence), /*token=*/0,
-              /*rewinds=*/false);
-  times.decode = time_of(ctx, bench.repeats, [&] {
-    for (int64_t i = 0; i < bench.gen; ++i) {
-      if (batch.in_flight() == batch.max_in_flight()) batch.read_step();
-      batch.queue_step();
+// Greedy, as the generator writes: the host reads what was picked behind the engine.
+class Writing {
+ public:
+  // prompt: the state that all sequences go on from; empty: zero.
+  Writing(Context& ctx, const Weights& w, const ModelBench& bench,
+          const std::vector<std::byte>& prompt)
+      : batch_(ctx, w, bench.state_dtype) {
+    if (!prompt.empty()) batch_.state().restore(0, prompt);
+    batch_.reserve(bench.batch, /*recent=*/1);
+    SamplingParams greedy;
+    greedy.temperature = 0;
+    const DecodeBatch::Sequence sequence = {
+        sampled_sequence(greedy, std::numeric_limits<int64_t>::max()), {}};
+    batch_.start(std::vector(static_cast<size_t>(bench.batch), sequence), /*token=*/0,
+                 /*rewinds=*/false);
+  }
+
+  void write(int64_t steps) {
+    for (int64_t i = 0; i < steps; ++i) {
+      if (batch_.in_flight() == batch_.max_in_flight()) batch_.read_step();
+      batch_.queue_step();
     }
-    while (batch.in_flight() > 0) batch.read_step();
-  });
+    while (batch_.in_flight() > 0) batch_.read_step();
+  }
+
+ private:
+  DecodeBatch batch_;
+};
+
+// Of a step behind each context. They take turns, for a GPU's clock varies by more than they may
+// differ.
+std::vector<double> time_contexts(Context& ctx, const Weights& w, const ModelBench& bench) {
+  std::deque<Writing> writings;
+  for (const int64_t context : bench.contexts) {
+    ModelBench read = bench;
+    read.prompt = context;
+    DecodeState state(bench.config, bench.batch, bench.state_dtype, ctx.memory());
+    Prompts prompts(ctx, w, read);
+    prompts.read(state, 0, prompts.chunks());
+    writings.emplace_back(ctx, w, bench, state.save(0));
+  }
+  std::vector<std::vector<double>> seconds(writings.size());
+  constexpr int kWarmUp = 3;
+  for (int turn = -kWarmUp; turn < bench.repeats; ++turn)
+    for (size_t i = 0; i < writings.size(); ++i) {
+      const double s = seconds_of([&] { writings[i].write(bench.gen); });
+      if (turn >= 0) seconds[i].push_back(s / static_cast<double>(bench.gen));
+    }
+  std::vector<double> medians;
+  for (std::vector<double>& s : seconds) {
+    std::sort(s.begin(), s.end());
+    medians.push_back(s[s.size() / 2]);
+  }
+  return medians;
 }
 
 }  // namespace
@@ -151,7 +186,11 @@ InferenceTimes time_inference(Context& ctx, const ModelBench& bench) {
   const int64_t with_weights = device_bytes(ctx);
   std::vector<std::byte> prompt;
   if (bench.prompt > 0) prompt = time_prompts(ctx, model.weights, bench, times);
-  if (bench.gen > 0) time_steps(ctx, model.weights, bench, prompt, times);
+  if (bench.gen > 0) {
+    Writing writing(ctx, model.weights, bench, prompt);
+    times.decode = time_of(ctx, bench.repeats, [&] { writing.write(bench.gen); });
+    times.context_step = time_contexts(ctx, model.weights, bench);
+  }
   times.device_bytes = device_bytes(ctx);
   times.beyond_weights = times.device_bytes - with_weights;
   return times;

@@ -10,12 +10,13 @@
 namespace krait {
 
 struct InferenceTimes {
-  double prefill = 0;          // seconds for all prompts
-  double first_token = 0;      // the same with the logits behind each prompt
-  double decode = 0;           // for all steps
-  double steady_token = 0;     // for a token of the second half of the prompts; 0: too short
-  int64_t device_bytes = 0;    // of a GPU's memory that were taken
-  int64_t beyond_weights = 0;  // of these, not by the weights
+  double prefill = 0;                // seconds for all prompts
+  double first_token = 0;            // the same with the logits behind each prompt
+  double decode = 0;                 // for all steps
+  double steady_token = 0;           // for a token of the second half of the prompts; 0: too short
+  std::vector<double> context_step;  // for a step behind each context
+  int64_t device_bytes = 0;          // of a GPU's memory that were taken
+  int64_t beyond_weights = 0;        // of these, not by the weights
 };
 
 InferenceTimes time_inference(Context& ctx, const ModelBench& bench);

@@ -106,6 +106,7 @@ ModelBenchResult bench_model(Context& ctx, const ModelBench& bench) {
     result.decode = {static_cast<double>(bench.batch * bench.gen) / times.decode,
                      bytes / (result.read_gb_per_s * 1e9)};
     result.decode_gb_per_s = bytes * 1e-9;
+    result.context_step_s = times.context_step;
   }
   if (bench.train_batch > 0) {
     const double tokens = static_cast<double>(bench.train_batch * bench.train_length);
