@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "model/model_test.h"
+#include "ops/decoder_step.h"
 #include "ops/recordings.h"
 
 namespace krait {
@@ -38,12 +39,16 @@ std::vector<Case> cases() {
   c.use_conv_bias = false;
   c.residual_in_fp32 = false;
   all.push_back({"64 states, residual in bf16", c});
-  // On a large GPU: blocks without rows of out_proj, several groups of rows in in_proj and head,
-  // and more states than a block has threads.
+  // On a large GPU: blocks without rows of out_proj, several groups of rows in head and, for four
+  // sequences, in in_proj, and more states than a block has threads.
   c = make_config(20000, 64, 2);
-  c.d_inner = 4608;
+  c.d_inner = 9216;
   c.dt_rank = 8;
   all.push_back({"many channels, large vocabulary", c});
+  // No multiple of 64: rows of weights end within what a warp multiplies at a time.
+  c = make_config(200, 208, 3);
+  c.dt_rank = 16;
+  all.push_back({"208 wide", c});
   c = make_config(50, 128, 2);
   c.selective_B = false;
   all.push_back({"constant B", c});
@@ -129,6 +134,22 @@ std::vector<int32_t> tokens_of(int step, int64_t num_seqs, const Config& config)
   return random_tokens(num_seqs, config.vocab_size, 100 + static_cast<uint64_t>(step));
 }
 
+// Not left to the ops, up to four sequences.
+bool fuses(const Config& c) { return c.d_model % 16 == 0 && c.selective_B; }
+
+// The engine's, counting the steps that it does its own way.
+int own_steps = 0;
+Engine counting(const Engine& engine) {
+  Engine copy = engine;
+  static const Engine* original;
+  original = &engine;
+  copy.decoder_step = [](Context& ctx, const DecoderStep& op) {
+    ++own_steps;
+    original->decoder_step(ctx, op);
+  };
+  return copy;
+}
+
 // Distinct, neither ascending nor all there are.
 std::vector<int32_t> mixed_slots(int64_t num_seqs) {
   std::vector<int32_t> slots;
@@ -157,6 +178,25 @@ void expect_no_further_than_the_ops(Context& gpu, const Case& c, const Weights& 
   }
   EXPECT_LE(of_fused, limit * of_ops) << c.name << ", " << num_seqs << " sequences";
   EXPECT_GT(of_fused, 0) << c.name;
+}
+
+// Else the other tests would compare the ops with themselves.
+TEST(DecodeCuda, TheEnginesOwnWayIsTaken) {
+  on_cuda([](Context& gpu) {
+    const Engine engine = counting(gpu.engine());
+    Context ctx(engine, 1);
+    for (const Case& c : cases())
+      for (const Quantization quantization : {Quantization::none, Quantization::int8})
+        for (const int64_t num_seqs : {1, 2, 4}) {
+          const Model model =
+              make_random_model(c.config, DType::bf16, 7, ctx.memory(), quantization);
+          Decoding fused(ctx, model.weights, num_seqs, num_seqs);
+          fused.put(tokens_of(0, num_seqs, c.config));
+          own_steps = 0;
+          fused.fused();
+          EXPECT_EQ(own_steps, fuses(c.config)) << c.name << ", " << num_seqs << " sequences";
+        }
+  });
 }
 
 TEST(DecodeCuda, IsNoFurtherFromTheTruthThanTheOps) {
@@ -227,9 +267,6 @@ void expect_bits_of_its_own(Context& gpu, const Case& c, const Weights& weights,
   }
 }
 
-// Not left to the ops.
-bool fuses(const Config& c) { return c.d_model % 8 == 0 && c.selective_B; }
-
 TEST(DecodeCuda, ASequencesBitsDependOnNothingElse) {
   on_cuda([](Context& gpu) {
     for (const Case& c : cases()) {
@@ -237,6 +274,17 @@ TEST(DecodeCuda, ASequencesBitsDependOnNothingElse) {
       const TrainableModel model = model_on(gpu, c.config, DType::bf16);
       for (const DType state_dtype : {DType::f32, DType::bf16})
         expect_bits_of_its_own(gpu, c, model.weights(), 4, /*with_slots=*/true, state_dtype);
+    }
+  });
+}
+
+TEST(DecodeCuda, ASequencesBitsDependOnNothingElseWithWeightsIn8Bits) {
+  on_cuda([](Context& gpu) {
+    for (const Case& c : cases()) {
+      if (!fuses(c.config)) continue;
+      const Model model =
+          make_random_model(c.config, DType::bf16, 7, gpu.memory(), Quantization::int8);
+      expect_bits_of_its_own(gpu, c, model.weights, 4, /*with_slots=*/true, DType::f32);
     }
   });
 }

@@ -14,9 +14,9 @@ namespace {
 static_assert(sizeof(DecoderArgs) <= 32764);  // what arguments of a launch may take
 
 // Grid: one block for each multiprocessor, all resident; which rows a block owns, and why that
-// shape: decoder_step_plan.h. Four exchanges a layer (flagged_words.cuh): the residual, u, x_dbl,
-// y. A block writes what it publishes over the last layer's only after it has taken over something
-// that every reader of the latter published behind its reading. One warp copies weights, each once,
+// shape: decoder_step_plan.h. Four exchanges a layer (exchanged_words.cuh): the residual, u, x_dbl,
+// y. A block withdraws what it published in the last layer only after it has taken over something
+// that every reader of it published behind its reading. One warp copies weights, each once,
 // into a ring in shared memory; the others multiply them, with what blocks exchange. Numerics:
 // products of bf16 with sums in f32; weights of 8 bits times inputs of 16 bits (of the largest of
 // their vector) with exact sums. A warp's share of a row as the tensor core adds, then the warps in
@@ -66,23 +66,29 @@ DecoderLayerArgs args_of(const DecoderLayer& l) {
           .D = f32(l.D),
           .out_scale = f32(l.out_proj_scale),
           .out_bias = f32(l.out_proj_bias),
-          .matrix = {l.in_proj.data, l.x_proj.data, l.dt_proj.data, l.out_proj.data},
+          .in_proj = l.in_proj.data,
+          .x_proj = l.x_proj.data,
+          .out_proj = l.out_proj.data,
+          .dt_proj = l.dt_proj.ptr<bf16>(),
           .conv = l.conv.data,
           .ssm = l.ssm.data};
 }
+
+// Before the exchanged words, for DecoderArgs::done.
+constexpr int kWordsBefore = 4;
 
 // All but the layers and the sequences.
 DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* exchange) {
   const DecoderShape s = shape_of(op);
   const DecoderExchange e = DecoderExchange::of(s, plan.seqs);
-  // The number of rounds lies before the words.
-  auto* const words = static_cast<FlaggedWord*>(exchange) + 2;
   DecoderArgs a{};
-  a.round = static_cast<uint32_t*>(exchange);
-  a.residual = words + e.residual;
-  a.u = words + e.u;
-  a.y = words + e.y;
-  a.x_dbl = words + e.x_dbl;
+  a.done = static_cast<uint32_t*>(exchange);
+  a.words = static_cast<ExchangedWord*>(exchange) + kWordsBefore;
+  a.round_words = static_cast<int>(e.words);
+  a.residual = static_cast<int>(e.residual);
+  a.u = static_cast<int>(e.u);
+  a.y = static_cast<int>(e.y);
+  a.x_dbl = static_cast<int>(e.x_dbl);
   a.shared = DecoderShared::of(s, plan);
   a.d_model = static_cast<int>(s.d_model);
   a.d_inner = static_cast<int>(s.d_inner);
@@ -90,7 +96,8 @@ DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* ex
   a.dt_rank = static_cast<int>(s.dt_rank);
   a.x_proj_rows = static_cast<int>(s.x_proj_rows());
   a.vocab_size = static_cast<int>(s.vocab_size);
-  a.x_stride = static_cast<int>(plan.x_stride);
+  a.narrow_stride = static_cast<int>(plan.narrow_stride);
+  a.wide_stride = static_cast<int>(plan.wide_stride);
   a.max_channels = static_cast<int>(plan.max_channels);
   a.max_out_rows = static_cast<int>(plan.max_out_rows);
   a.eps = op.norm_eps;
@@ -133,6 +140,7 @@ void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStrea
     const size_t count = std::min<size_t>(kDecoderMaxLayers, n_layer - first);
     const bool last = first + count == n_layer;
     a.n_layer = static_cast<int>(count);
+    a.first_layer = static_cast<int>(first);
     for (size_t i = 0; i < count; ++i) {
       const DecoderLayer& l = op.layers[first + i];
       a.layer[i] = args_of(l);
@@ -178,9 +186,10 @@ void decoder_step(Context& ctx, const DecoderStep& op) {
   KRAIT_CHECK(plan.usable);
   State& state = state_of(ctx);
   const int64_t num_seqs = op.tokens.shape[0];
-  DecoderArgs args = args_of(
-      op, plan,
-      state.lasting_memory(static_cast<size_t>(plan.exchange_words + 2) * sizeof(FlaggedWord)));
+  DecoderArgs args =
+      args_of(op, plan,
+              state.lasting_memory(static_cast<size_t>(plan.exchange_words + kWordsBefore) *
+                                   sizeof(ExchangedWord)));
   for (int64_t begin = 0; begin < num_seqs; begin += plan.seqs)
     launch_layers(op, plan, state.stream, begin, std::min(num_seqs, begin + plan.seqs), args);
 }

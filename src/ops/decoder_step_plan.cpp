@@ -13,9 +13,10 @@ bool shape_fits(const DecoderShape& s) {
   const int64_t lanes = s.d_state / 4;  // that share a channel of the scan
   const bool state_lanes =
       s.d_state > 0 && s.d_state % 4 == 0 && lanes <= 16 && (lanes & (lanes - 1)) == 0;
-  const int64_t row_multiple = s.int8 ? 16 : 8;  // 16 bytes of a row of weights
+  const int64_t row_multiple = s.int8 ? 16 : 8;  // 16 bytes of a row of weights, or of its part
   return state_lanes && s.d_conv == 4 && s.dt_rank > 0 && s.dt_rank % 8 == 0 &&
-         s.d_inner % row_multiple == 0 && s.d_model % row_multiple == 0;
+         s.dt_rank <= 8 * kDecoderDtPieces * lanes && s.d_inner % (8 * kDecoderParts) == 0 &&
+         s.d_model % row_multiple == 0;
 }
 
 // By the kernel for `seqs` sequences, whether it fits or not.
@@ -26,9 +27,10 @@ DecoderStepPlan plan_for(const DecoderShape& s, int multiprocessors, int seqs) {
   p.max_channels = 2 * ceil_div(s.d_inner / 2, p.blocks);
   p.max_out_rows = ceil_div(s.d_model, p.blocks);
   // Rows of different sequences in different banks.
-  p.x_stride = round_up(std::max({s.d_model, s.d_inner, s.dt_rank}), 64) + 32;
+  p.narrow_stride = round_up(s.d_model, 64) + 32;
+  p.wide_stride = round_up(s.d_inner, 64) + 32;
   p.shared_bytes = DecoderShared::of(s, p).bytes;
-  p.exchange_words = DecoderExchange::of(s, seqs).words;
+  p.exchange_words = kDecoderRounds * DecoderExchange::of(s, seqs).words;
   return p;
 }
 
@@ -57,8 +59,9 @@ DecoderShared DecoderShared::of(const DecoderShape& s, const DecoderStepPlan& p)
   const auto stages = static_cast<size_t>(decoder_stages(p.seqs));
   m.ring = take(stages * kDecoderStageBytes);
   m.barriers = take(2 * 8 * stages);
-  m.x = take(2 * seqs * static_cast<size_t>(p.x_stride));
-  m.scale = floats(1);
+  m.narrow = take(2 * seqs * static_cast<size_t>(p.narrow_stride));
+  m.wide = take(2 * seqs * static_cast<size_t>(p.wide_stride));
+  m.scale = floats(2);
   m.partial = floats(2 * kDecoderWarps);
   m.sums = floats(kDecoderWarps * decoder_group_rows(p.seqs));
   m.x_dbl = floats(s.x_proj_rows());
@@ -81,10 +84,8 @@ DecoderStepPlan plan_decoder_step(const DecoderShape& s, int multiprocessors, si
   for (const int seqs : {one ? 1 : kDecoderMaxSeqs, one ? kDecoderMaxSeqs : 1}) {
     DecoderStepPlan p = plan_for(s, multiprocessors, seqs);
     // A sequence's residual is taken over by 1 / seqs of the threads.
-    const int64_t pairs = int64_t{decoder_residual_pairs(seqs)} * (kDecoderThreads / seqs);
-    // The scan finds all of a block's deltas in one group of rows.
-    p.usable = p.shared_bytes <= shared_bytes && s.d_model / 2 <= pairs &&
-               p.max_channels <= decoder_group_rows(seqs);
+    const int64_t fours = int64_t{decoder_residual_fours(seqs)} * (kDecoderThreads / seqs);
+    p.usable = p.shared_bytes <= shared_bytes && s.d_model / 4 <= fours;
     if (p.usable) return p;
   }
   return {};

@@ -26,7 +26,12 @@ inline constexpr int kDecoderMaxSeqs = 4;
 inline constexpr int kDecoderMaxLayers = 64;    // of a launch: their addresses are its arguments
 inline constexpr int kDecoderLayerBytes = 128;  // of these
 inline constexpr int kDecoderProducts = 5;      // kinds of matrices, and what describes one
-inline constexpr int kDecoderProductBytes = 28;
+inline constexpr int kDecoderProductBytes = 24;
+// x_proj has few rows, which few blocks own, and all wait for: its tiles are four quarters of each
+// of four rows.
+inline constexpr int kDecoderParts = 4, kDecoderPartRows = kDecoderTile / kDecoderParts;
+// Times 16 bytes of a row of dt_proj that a lane of the scan multiplies, at most.
+inline constexpr int kDecoderDtPieces = 8;
 
 // Pieces of the weights that the ring holds, in the kernel for `seqs` (1 or kDecoderMaxSeqs)
 // sequences. Each place serves one group of warps: one that comes to a piece has read the piece
@@ -37,8 +42,11 @@ static_assert(decoder_stages(1) % kDecoderGroups == 0 &&
               decoder_stages(kDecoderMaxSeqs) % kDecoderGroups == 0);
 // Rows whose sums the warps bring together at a time: a thread for each row and sequence.
 constexpr int decoder_group_rows(int seqs) { return seqs == 1 ? 128 : kDecoderThreads / seqs; }
-// Pairs of residual values that a thread takes over in the kernel for `seqs` sequences.
-constexpr int decoder_residual_pairs(int seqs) { return (seqs == 1 ? 64 : 256) / kDecoderWarps; }
+// Fours of residual values that a thread takes over in the kernel for `seqs` sequences.
+constexpr int decoder_residual_fours(int seqs) { return (seqs == 1 ? 32 : 128) / kDecoderWarps; }
+// Layers whose exchanged words have places of their own: those of one layer are withdrawn in the
+// next one, and their places taken in the third.
+inline constexpr int kDecoderRounds = 3;
 
 // One block for each multiprocessor, all of them resident: they exchange activations. Block b owns
 // the rows [b rows / blocks, (b + 1) rows / blocks) of each matrix, of in_proj those of its
@@ -48,12 +56,14 @@ struct DecoderStepPlan {
   int blocks = 0;
   int seqs = 0;                                // of a launch, at most: 1 or kDecoderMaxSeqs
   int64_t max_channels = 0, max_out_rows = 0;  // of a block: of d_inner, of d_model
-  int64_t x_stride = 0;  // elements of a row of the vectors that matrices are multiplied with
+  // Elements of a row of the vectors that matrices are multiplied with: of the normed residual, of
+  // u and y.
+  int64_t narrow_stride = 0, wide_stride = 0;
   size_t shared_bytes = 0;
   int64_t exchange_words = 0;  // of global memory: all that blocks publish
 };
 
-// Word offsets into the exchange buffer, for `seqs` sequences.
+// Word offsets into what is exchanged in a layer, for `seqs` sequences.
 struct DecoderExchange {
   int64_t residual, u, x_dbl, y, words;
   static DecoderExchange of(const DecoderShape&, int seqs);
@@ -61,8 +71,8 @@ struct DecoderExchange {
 
 // Byte offsets into a block's shared memory.
 struct DecoderShared {
-  size_t ring, barriers, x, scale, partial, sums, x_dbl, gate, u, residual, shapes, slots, layers,
-      bytes;
+  size_t ring, barriers, narrow, wide, scale, partial, sums, x_dbl, gate, u, residual, shapes,
+      slots, layers, bytes;
   static DecoderShared of(const DecoderShape&, const DecoderStepPlan&);
 };
 

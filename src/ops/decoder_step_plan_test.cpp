@@ -59,17 +59,25 @@ TEST(DecoderStepPlan, LeavesToTheOpsWhatItsAccessesDoNotFit) {
   EXPECT_FALSE(usable(s));
   s.int8 = false;
   EXPECT_TRUE(usable(s));
+  s = good;
+  s.d_inner = 1552;  // no four parts of whole 16 bytes
+  EXPECT_FALSE(usable(s));
+  s = good;
+  s.dt_rank = 256;
+  EXPECT_TRUE(usable(s));
+  s.dt_rank = 264;
+  EXPECT_FALSE(usable(s));
   EXPECT_FALSE(usable(good, 100 << 10));
   EXPECT_FALSE(usable(shape(16384, 2, 1)));
 }
 
-// The scan takes all of a block's channels at once: on fewer multiprocessors only one sequence.
-TEST(DecoderStepPlan, TakesSoManyChannelsABlock) {
+// Few multiprocessors: more channels for each, until they do not find room.
+TEST(DecoderStepPlan, TakesManyChannelsABlock) {
   for (const int64_t num_seqs : {1, 4}) {
     const DecoderShape s = shape(4096, 64, num_seqs);
-    EXPECT_EQ(plan_decoder_step(s, 132, kHopperShared).seqs, num_seqs);
-    EXPECT_EQ(plan_decoder_step(s, 114, kHopperShared).seqs, 1);
-    EXPECT_FALSE(plan_decoder_step(s, 60, kHopperShared).usable);
+    for (const int multiprocessors : {132, 114, 84, 60})
+      EXPECT_EQ(plan_decoder_step(s, multiprocessors, kHopperShared).seqs, num_seqs);
+    EXPECT_FALSE(plan_decoder_step(s, 1, kHopperShared).usable);
   }
 }
 
@@ -80,15 +88,16 @@ TEST(DecoderStepPlan, SharedMemoryHoldsEverything) {
     const DecoderStepPlan p = plan_decoder_step(s, kH200, kHopperShared);
     const DecoderShared m = DecoderShared::of(s, p);
     const auto seqs = static_cast<size_t>(p.seqs);
-    const std::array<size_t, 14> begins = {m.ring,   m.barriers, m.x,      m.scale, m.partial,
-                                           m.sums,   m.x_dbl,    m.gate,   m.u,     m.residual,
-                                           m.shapes, m.slots,    m.layers, m.bytes};
+    const std::array<size_t, 15> begins = {m.ring,     m.barriers, m.narrow, m.wide,   m.scale,
+                                           m.partial,  m.sums,     m.x_dbl,  m.gate,   m.u,
+                                           m.residual, m.shapes,   m.slots,  m.layers, m.bytes};
     const auto warps = size_t{kDecoderWarps}, stages = static_cast<size_t>(decoder_stages(p.seqs));
-    const std::array<size_t, 13> least = {
+    const std::array<size_t, 14> least = {
         stages * kDecoderTile * kDecoderPiecePitch,
         2 * 8 * stages,
+        2 * seqs * 2048,
         2 * seqs * 4096,
-        4 * seqs,
+        4 * seqs * 2,
         4 * seqs * 2 * warps,
         4 * seqs * warps * static_cast<size_t>(decoder_group_rows(p.seqs)),
         4 * seqs * (128 + 32),

@@ -24,15 +24,15 @@ __device__ __forceinline__ void sync_multipliers() {
   asm volatile("bar.sync 1, %0;" ::"n"(kDecoderThreads) : "memory");
 }
 
-// What a block multiplies of one of a layer's matrices. A tile has 8 low and 8 high rows: in most
-// products neighbours, in in_proj x's and z's of the same channels.
+// What a block multiplies of one of a layer's matrices, in tiles of 8 low and 8 high rows:
+// neighbours, but in x_proj row r of a tile is part r / kDecoderPartRows of the matrix's row r %
+// kDecoderPartRows.
 struct ProductShape {
   int row_bytes;
-  int first;      // low row of the matrix
-  int count;      // rows; of in_proj channels
-  int tile_rows;  // 16; of in_proj 8 channels
-  int high_row;   // how far behind a low row its high row counts: 8, of in_proj 0
-  int high_step;  // rows of the matrix from a low row to its high row
+  int bytes;      // of a tile's row: a part of the matrix's, or all
+  int first;      // row of the matrix
+  int count;      // of its rows
+  int tile_rows;  // of the matrix in a tile: kDecoderTile, of x_proj kDecoderPartRows
   int tiles;
 };
 static_assert(sizeof(ProductShape) == kDecoderProductBytes);
@@ -91,32 +91,52 @@ struct RingPlace {
   }
 };
 
-// Copies `bytes` of each of the rows of a tile that exist; lane r < 16 names its row, or null. The
-// whole warp calls it. `filled` hears of what has arrived.
-__device__ __forceinline__ void copy_piece(const char* from, int bytes, uint32_t to,
-                                           uint32_t filled) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+// A piece of a tile: `bytes` of each of `rows` rows. Row r lies r % 4 `step`s and r / 4
+// `four_steps` behind `from`.
+struct Piece {
+  const char* from;
+  int rows, bytes;
+  int64_t step, four_steps;
+};
+
 #if __CUDA_ARCH__ >= 900
-  const int rows = __popc(__ballot_sync(~0u, from != nullptr));
-  if (lane == 0) arrive_and_expect(filled, rows * bytes);
-  __syncwarp();  // the bytes are announced
-  if (from)
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-            "r"(to + static_cast<uint32_t>(lane * kDecoderPiecePitch)),
-        "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(filled)
-        : "memory");
+__device__ __forceinline__ void copy_row(const Piece& p, int row, uint32_t to, uint32_t filled) {
+  const char* const from = p.from + row % 4 * p.step + row / 4 * p.four_steps;
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to + static_cast<uint32_t>(row * kDecoderPiecePitch)),
+      "l"(__cvta_generic_to_global(from)), "r"(p.bytes), "r"(filled)
+      : "memory");
+}
+#endif
+
+// Copies a piece. The whole warp calls it; `filled` hears of what has arrived.
+__device__ __forceinline__ void copy_piece(const Piece& p, uint32_t to, uint32_t filled) {
+#if __CUDA_ARCH__ >= 900
+  // By one thread, row by row: what the copies take from uniform registers differs from lane to
+  // lane else, and each lane's would wait for the one before.
+  if (elect_one()) {
+    arrive_and_expect(filled, p.rows * p.bytes);
+    if (p.rows == kDecoderTile) {
+#pragma unroll
+      for (int row = 0; row < kDecoderTile; ++row) copy_row(p, row, to, filled);
+    } else {
+#pragma unroll 1
+      for (int row = 0; row < p.rows; ++row) copy_row(p, row, to, filled);
+    }
+  }
+  __syncwarp();
 #else
+  const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 4
-  for (int row = 0; row < kDecoderTile; ++row) {
-    const auto address = __shfl_sync(~0u, reinterpret_cast<uint64_t>(from), row);
-    const auto* source = reinterpret_cast<const char*>(address);
+  for (int row = 0; row < p.rows; ++row) {
+    const char* const from = p.from + row % 4 * p.step + row / 4 * p.four_steps;
 #pragma unroll
     for (int i = 16 * lane; i < kDecoderPieceBytes; i += 16 * 32)
-      if (source && i < bytes)
+      if (i < p.bytes)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                          to + static_cast<uint32_t>(row * kDecoderPiecePitch + i)),
-                     "l"(__cvta_generic_to_global(source + i))
+                     "l"(__cvta_generic_to_global(from + i))
                      : "memory");
   }
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(filled) : "memory");
@@ -128,22 +148,22 @@ __device__ __forceinline__ void copy_piece(const char* from, int bytes, uint32_t
 // them.
 template <class Products>
 __device__ __forceinline__ void stream_weights(const Products& products, const WeightRing& ring) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, row = lane % 8;
-  const bool is_high = lane / 8 == 1;
   RingPlace next, arriving;
   int under_way = 0;
 #pragma unroll 1
   for (int product = 0; product < products.count(); ++product) {
-    const ProductShape& s = products.shape(product);
-    const char* from =
-        products.matrix(product) +
-        static_cast<int64_t>(s.first + row + (is_high ? s.high_step : 0)) * s.row_bytes;
-    int index = row + (is_high ? s.high_row : 0);
+    const ProductShape s = products.shape(product);
+    const bool in_parts = s.bytes < s.row_bytes;
+    Piece p;
+    p.step = s.row_bytes;
+    p.four_steps = in_parts ? s.bytes : 4 * p.step;
+    const char* tile_begin = products.matrix(product) + s.first * p.step;
+    int rows = s.count;
 #pragma unroll 1
     for (int tile = 0; tile < s.tiles; ++tile) {
-      const bool there = lane < kDecoderTile && index < s.count;
+      p.rows = in_parts ? kDecoderTile : min(rows, kDecoderTile);
 #pragma unroll 1
-      for (int at = 0; at < s.row_bytes; at += kDecoderPieceBytes) {
+      for (int at = 0; at < s.bytes; at += kDecoderPieceBytes) {
         if (under_way == kDecoderPiecesUnderWay) {
           wait_for_phase(arriving.filled(ring), arriving.turn);
           arriving.advance(ring);
@@ -151,12 +171,13 @@ __device__ __forceinline__ void stream_weights(const Products& products, const W
           ++under_way;
         }
         if (next.turn > 0) wait_for_phase(next.emptied(ring), next.turn - 1);
-        copy_piece(there ? from + at : nullptr, min(kDecoderPieceBytes, s.row_bytes - at),
-                   next.piece(ring), next.filled(ring));
+        p.from = tile_begin + at;
+        p.bytes = min(kDecoderPieceBytes, s.bytes - at);
+        copy_piece(p, next.piece(ring), next.filled(ring));
         next.advance(ring);
       }
-      index += s.tile_rows;
-      from += static_cast<int64_t>(s.tile_rows) * s.row_bytes;
+      rows -= s.tile_rows;
+      tile_begin += s.tile_rows * p.step;
     }
   }
 }
@@ -192,61 +213,5 @@ class WeightReader {
   RingPlace place_;
   int next_;
 };
-
-// Products of 16 bytes of a row with those elements of the vectors. Lane 4 g + t holds the t-th 16
-// bytes of 64 of row g, four words: the tensor core takes the first and third for its row g, the
-// second and fourth for its row g + 8, and finds the vectors' first and third words in even
-// columns, the others in odd ones. So of what it adds up for two columns, [row g, even] + [row g +
-// 8, odd] is wanted: d[0] + d[3].
-template <class W, int kSeqs>
-struct RowProduct;
-
-// bf16: vector s in columns 2 s and 2 s + 1; lane 4 g + s has its sum for row g.
-template <int kSeqs>
-struct RowProduct<bf16, kSeqs> {
-  static constexpr int kSets = 1;         // of eight columns, for all vectors
-  static constexpr int kVectorBytes = 1;  // of all of a vector's words, for each byte of a row
-  using Sums = float[4];
-
-  static __device__ int seq_of(int column, int /*set*/) { return column / 2; }
-  static __device__ int offset_of(int column) { return column % 2 * 8; }
-  static __device__ __forceinline__ void add(Sums& d, const Packed<bf16, 8>& row, const uint2& x) {
-    mma_bf16(d, row.word, x.x, x.y);
-  }
-  static __device__ __forceinline__ void store(float* sums, int t, const Sums (&d)[kSets]) {
-    if (t < kSeqs) sums[t] = d[0][0] + d[0][3];
-  }
-};
-
-// Weights of 8 bits: elements are x = scale (256 high + low), both of 8 bits, too; sums are exact.
-// Vector s has four columns: high and low bytes.
-template <int kSeqs>
-struct RowProduct<int8_t, kSeqs> {
-  static constexpr int kSets = (kSeqs + 1) / 2, kVectorBytes = 2;
-  using Sums = int[4];
-
-  static __device__ int seq_of(int column, int set) { return 2 * set + column / 4; }
-  static __device__ int offset_of(int column) { return column % 4 * 8; }
-  static __device__ __forceinline__ void add(Sums& d, const Packed<bf16, 8>& row, const uint2& x) {
-    mma_s8(d, row.word, x.x, x.y);
-  }
-  static __device__ __forceinline__ void store(float* sums, int t, const Sums (&d)[kSets]) {
-#pragma unroll
-    for (int set = 0; set < kSets; ++set) {
-      const auto part = static_cast<float>(d[set][0] + d[set][3]) * (t % 2 == 0 ? 256.0f : 1.0f);
-      const float sum = part + __shfl_xor_sync(~0u, part, 1);
-      if (const int seq = 2 * set + t / 2; t % 2 == 0 && seq < kSeqs) sums[seq] = sum;
-    }
-  }
-};
-
-// Where word i of a vector of bf16 pairs is kept: of each four the second and third have changed
-// places. Words 2 i and 2 i + 1: at bf16_words(i) and two further.
-__device__ __forceinline__ int vector_word(int i) { return (i & ~3) | (i & 1) * 2 | (i >> 1 & 1); }
-__device__ __forceinline__ int bf16_words(int i) { return vector_word(2 * i); }
-// Where the high bytes of elements 4 i to 4 i + 3 are kept, as a word; the low ones four further.
-__device__ __forceinline__ int byte_words(int i) {
-  return (i & ~3) * 2 + (i & 1) * 2 + (i >> 1 & 1);
-}
 
 }  // namespace krait::cuda

@@ -38,6 +38,16 @@ __device__ __forceinline__ void wait_for_cluster() {
 }
 #endif
 
+#if __CUDA_ARCH__ >= 900
+// True in one lane of a warp, all of whose lanes call it.
+__device__ __forceinline__ bool elect_one() {
+  uint32_t elected;
+  asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }"
+               : "=r"(elected));
+  return elected != 0;
+}
+#endif
+
 // Until phase number `phase` (from 0 on) has ended. Only its parity is looked at: the caller knows
 // that the phase before has ended, and that the next one cannot end before it arrives.
 __device__ __forceinline__ void wait_for_phase(uint32_t barrier, uint32_t phase) {
