@@ -17,6 +17,7 @@ static_assert(kStates == kChannels);  // C is moved as the others are
 struct Shared {
   float delta[kChannels][kRow], dy[kChannels][kRow], C[kStates][kRow];
 };
+constexpr int kMovers = kThreads / 32;  // warps
 
 // A thread has one state of one channel: the chain through time is two operations a token. As a
 // mover of tiles it has two channels (and two states of C) of the tokens t and t + 32.
@@ -25,7 +26,9 @@ struct Walker {
   Shared* sh;  // two, which take turns
   int turn = 0, channel, state;
   int move_t, move_pair, move_channel;
-  float A, carry, sum;
+  const bf16* C_from;  // of the states that the thread moves
+  float A, carry;
+  float sum[2] = {};  // of delta that passed by: of the channels that the thread moves
   Packed<bf16, 2> dt[2], z[2], dy[2], C[2];
 
   __device__ __forceinline__ Walker(const Args& args, Shared* shared) : a(args), sh(shared) {
@@ -34,12 +37,13 @@ struct Walker {
     channel = channel0 + thread / kStates, state = thread % kStates;
     move_t = thread / kPairs, move_pair = thread % kPairs;
     move_channel = channel0 + move_pair * 2;
+    C_from = a.C + channel / a.group_channels * a.C_group + move_pair * 2;
+    asm volatile("" : "+l"(C_from));  // else it is divided for every tile
     A = a.A[at()] * kLog2E;
   }
   __device__ __forceinline__ int64_t at() const { return int64_t{channel} * kStates + state; }
 
   __device__ __forceinline__ void fetch(int t0, int tokens) {
-    const bf16* c = a.C + channel / a.group_channels * a.C_group;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const int t = move_t + k * (kTile / 2);
@@ -47,12 +51,12 @@ struct Walker {
       dt[k] = load_pair(row_of(a.dt + move_channel, token, a.dt_row), t < tokens);
       z[k] = load_pair(row_of(a.z + move_channel, token, a.z_row), t < tokens);
       dy[k] = load_pair(row_of(a.dy + move_channel, token, a.dy_row), t < tokens);
-      C[k] = load_pair(row_of(c + move_pair * 2, token, a.C_row), t < tokens);
+      C[k] = load_pair(row_of(C_from, token, a.C_row), t < tokens);
     }
   }
 
   // Where there is no token delta and dy are zero: the carry stays as it is.
-  __device__ __forceinline__ void put(int tokens) const {
+  __device__ __forceinline__ void put(int tokens) {
     Floats<2> bias = constant<2>(0);
     if (a.dt_bias) bias = load_vector<2>(a.dt_bias + move_channel);
 #pragma unroll
@@ -63,7 +67,9 @@ struct Walker {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = move_pair * 2 + i;
-        sh[turn].delta[row][t] = t < tokens ? softplus(dts[i] + bias[i]) : 0.f;
+        const float delta = t < tokens ? softplus(dts[i] + bias[i]) : 0.f;
+        sum[i] += delta;
+        sh[turn].delta[row][t] = delta;
         sh[turn].dy[row][t] = dys[i] * silu(zs[i]);
         sh[turn].C[row][t] = Cs[i];
       }
@@ -84,10 +90,8 @@ struct Walker {
         const Floats<4> delta = load_vector<4>(deltas + t0 + t), y4 = load_vector<4>(dys + t0 + t),
                         c4 = load_vector<4>(Cs + t0 + t);
 #pragma unroll
-        for (int k = 3; k >= 0; --k) {
-          sum += delta[k];
+        for (int k = 3; k >= 0; --k)
           a_bar[t + k] = exp2_approx(delta[k] * A), y[t + k] = y4[k], c[t + k] = c4[k];
-        }
       }
 #pragma unroll
       for (int t = kGroup - 1; t >= 0; --t) carry = fmaf(y[t], c[t], carry) * a_bar[t];
@@ -113,10 +117,30 @@ struct Walker {
   // What flows out of a piece if nothing flows in, and the sum of delta; into the slot of the piece
   // before it.
   __device__ __forceinline__ void from_zero(const Piece& p) {
-    carry = sum = 0;
+    carry = sum[0] = sum[1] = 0;
     walk(p, p.begin, [](int) {});
     a.behind[(p.slot - 1) * plane_of(a) + at()] = carry;
-    if (state == 0) a.delta_sums[(p.slot - 1) * a.d_inner + channel] = sum;
+    add_sums(p);
+  }
+
+  // The channels' sums of delta over those who moved them.
+  __device__ __forceinline__ void add_sums(const Piece& p) {
+    const int thread = static_cast<int>(threadIdx.x);
+    float(*sums)[kChannels] = reinterpret_cast<float(*)[kChannels]>(&sh[turn].delta);
+#pragma unroll
+    for (int bit = kPairs; bit < 32; bit *= 2)
+#pragma unroll
+      for (float& x : sum) x += __shfl_xor_sync(~0u, x, bit);
+    if (thread % 32 < kPairs)
+      sums[thread / 32][move_pair * 2] = sum[0], sums[thread / 32][move_pair * 2 + 1] = sum[1];
+    __syncthreads();
+    if (thread < kChannels) {
+      float all = 0;
+#pragma unroll
+      for (int warp = 0; warp < kMovers; ++warp) all += sums[warp][thread];
+      a.delta_sums[(p.slot - 1) * a.d_inner + (channel - thread / kStates) + thread] = all;
+    }
+    __syncthreads();  // the next piece's tiles may come
   }
 
   // What flows into the parts of a piece: the bits that come by when it is walked as a whole.
