@@ -101,8 +101,9 @@ __device__ __forceinline__ int last_tile(const Piece& p) {
 template <class T>
 __device__ __forceinline__ T* row_of(T* p, int token, uint32_t row_bytes) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) +
-                              uint64_t{static_cast<uint32_t>(token)} * row_bytes);
+  uint64_t at;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(at) : "r"(token), "r"(row_bytes));
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) + at);
 }
 
 // Two channels of a token; none: zeros.

@@ -6,58 +6,9 @@
 
 #include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/mma.cuh"
-#include "ops/selective_scan_bwd_streams.cuh"
+#include "ops/selective_scan_bwd_streams_shared.cuh"
 
 namespace krait::cuda::scan_streams {
-
-inline constexpr int kRun = 8;  // tokens that are in registers at a time
-inline constexpr int kRuns = kTile / kRun;
-inline constexpr int kRowPitch = 36;  // floats: tokens 2q lie 8 banks apart
-inline constexpr int kDyPitch = 20;
-inline constexpr int kLaneStates = 32 * 4;  // floats: four states of each lane
-
-template <int kWarps>
-struct Shared {
-  struct Warp {
-    float rows[kTile][kRowPitch];         // delta, delta u of pairs of channels
-    float dy[kRun][kDyPitch];             // dy silu(z) of a run
-    float states[kRuns][2][kLaneStates];  // before each run
-    float constants[8][4];                // D and dt_bias of pairs of channels
-    float kept[4][kLaneStates];  // what the lanes would keep in registers: y and inputs of a run,
-                                 // dD and ddt_bias
-    float parts[kRun][kLaneStates];  // the lanes' q and w
-  };
-  float sums[2][kWarps][2][kLaneStates];  // dB, dC of a run, by warp; two take turns
-  float bc[kTile][2 * kStates];
-  float identity[2][kLaneStates];  // as operand A, above zeros and below
-  float* partial[128];             // where the threads' sums of dB and dC go, first token
-  Warp warp[kWarps];
-};
-
-// The thread's number, read afresh: what follows from it is computed where it is needed, else the
-// compiler keeps it, in local memory, whose loads wait behind those from global memory.
-__device__ __forceinline__ uint32_t this_thread() {
-  uint32_t thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-}
-
-// Without a branch, which would end what the compiler schedules as one.
-__device__ __forceinline__ void store_pair_if(bool there, bf16* to, const Floats<2>& v) {
-  asm volatile("{.reg .pred p; setp.ne.u32 p, %0, 0; @p st.global.b32 [%1], %2;}" ::"r"(
-                   static_cast<uint32_t>(there)),
-               "l"(__cvta_generic_to_global(to)), "r"(pack<bf16>(v).word[0]));
-}
-
-// delta is zero where there is no token: that leaves states and gradients as they are.
-struct Pairs {
-  Packed<bf16, 2> u[2], dt[2], z[2], dy[2];  // of two tokens
-};
-
-// Two channels of two tokens.
-struct Outputs {
-  float y[2][2], q[2][2], w[2][2];
-};
 
 template <int kWarps>
 struct Block {
@@ -104,6 +55,7 @@ struct Block {
     if (q == 0) store4(pair_at, kConstants, D[0], D[1], bias[0], bias[1]);
     __syncwarp();  // the constants are there
     store4(lane_at, kKept + kKeptSums * kLaneStates, 0, 0, 0, 0);
+    keep_bc_from();
     zero(dA);
     load_states(A, a.A);
 #pragma unroll
@@ -145,18 +97,33 @@ struct Block {
       *reinterpret_cast<float4*>(to + state_at + c * kStates) =
           make_float4(v[c][0], v[c][1], v[c][2], v[c][3]);
   }
+  // What a lane keeps behind the rows: the gate's sigmoid of its tokens of the run, and where its
+  // part of B or C is (finding out takes a division).
+  __device__ __forceinline__ uint32_t gates_at() const {
+    return lane_at + this_thread() % 32 * ((kRowPitch - 4) * 4) + 32 * 4;
+  }
+  __device__ __forceinline__ uint32_t bc_from_at() const { return gates_at() + 32 * kRowPitch * 4; }
+  __device__ __forceinline__ void keep_bc_from() const {
+    const int part = static_cast<int>(threadIdx.x) % 8, at = part % 4 * 4;
+    const int group = channel / a.group_channels;
+    const bf16* from = (part < 4 ? a.B + group * a.B_group : a.C + group * a.C_group) + at;
+    asm volatile("st.shared.v2.u64 [%0], {%1, %2};" ::"r"(bc_from_at()),
+                 "l"(reinterpret_cast<uint64_t>(from)),
+                 "l"(uint64_t{part < 4 ? a.B_row : a.C_row}));
+  }
   // B and C of the tile, zero where there is no token: on their way, and there.
   static constexpr int kStep = 4 * kWarps, kSteps = kTile / kStep;
   __device__ __forceinline__ void load_bc(Packed<bf16, 4> (&x)[kSteps], int t0, int tokens) const {
-    const int thread = static_cast<int>(threadIdx.x), part = thread % 8;
-    const int group = channel / a.group_channels, at = part % 4 * 4;
-    const bf16* from = (part < 4 ? a.B + group * a.B_group : a.C + group * a.C_group) + at;
-    const uint32_t row = part < 4 ? a.B_row : a.C_row;
+    uint64_t from, row;
+    asm volatile("ld.shared.v2.u64 {%0, %1}, [%2];" : "=l"(from), "=l"(row) : "r"(bc_from_at()));
+    const int thread = static_cast<int>(this_thread());
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       const int t = thread / 8 + k * kStep;
       x[k] = {};
-      if (t < tokens) x[k] = load_packed<4>(row_of(from, t0 + t, row));
+      if (t < tokens)
+        x[k] = load_packed<4>(
+            row_of(reinterpret_cast<const bf16*>(from), t0 + t, static_cast<uint32_t>(row)));
     }
   }
   __device__ __forceinline__ void put_bc(const Packed<bf16, 4> (&x)[kSteps]) const {
@@ -169,32 +136,29 @@ struct Block {
     }
   }
 
-  // The lane's channels of two tokens, of those before `end`.
-  static constexpr int kNowhere = -2 * kTile;
+  // The lane's channels of two tokens, of those from `begin` on and, if the run may not be whole,
+  // before `end`.
+  template <bool kWhole>
   __device__ __forceinline__ void load_pairs(Packed<bf16, 2> (&v)[2], const bf16* from,
-                                             uint32_t row, int token, int end) const {
+                                             uint32_t row, int token, int begin, int end) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      v[i] = load_pair(row_of(from + channel, token + i, row), token + i < end);
-  }
-  __device__ __forceinline__ void load_inputs(Pairs& in, int token, int end) const {
-    load_pairs(in.u, a.u, a.u_row, token, end);
-    load_pairs(in.dt, a.dt, a.dt_row, token, end);
-    load_pairs(in.z, a.z, a.z_row, token, end);
-    load_pairs(in.dy, a.dy, a.dy_row, token, end);
+      v[i] = load_pair(row_of(from + channel, token + i, row),
+                       token >= begin && (kWhole || token + i < end));
   }
   __device__ __forceinline__ Floats<2> channels(const float* from) const {
     return from ? load_vector<2>(from + channel) : constant<2>(0);
   }
 
-  // delta and delta u of the lane's channels of two tokens of run j.
+  // delta and delta u of the lane's channels of two tokens of run j; kWhole: all there.
+  template <bool kWhole>
   __device__ __forceinline__ void put_rows(int j, int tokens, const Packed<bf16, 2> (&u)[2],
                                            const Packed<bf16, 2> (&dt)[2]) const {
     float constants[4];
     load4(constants, pair_at, kConstants);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const bool there = j * kRun + q * 2 + i < tokens;
+      const bool there = kWhole || j * kRun + q * 2 + i < tokens;
       const Floats<2> dts = unpack(dt[i]), us = unpack(u[i]);
       float delta0 = softplus(dts[0] + constants[2]), delta1 = softplus(dts[1] + constants[3]);
       delta0 = there ? delta0 : 0.f, delta1 = there ? delta1 : 0.f;
@@ -203,12 +167,15 @@ struct Block {
   }
   __device__ __forceinline__ void put_dy(const Packed<bf16, 2> (&z)[2],
                                          const Packed<bf16, 2> (&dy)[2]) const {
+    float s[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Floats<2> zs = unpack(z[i]), dys_ = unpack(dy[i]);
+      s[i][0] = sigmoid(zs[0]), s[i][1] = sigmoid(zs[1]);
       store2(dy_at + static_cast<uint32_t>(q) * 2 * kDyPitch * 4, kDyAt + i * kDyPitch,
-             dys_[0] * silu(zs[0]), dys_[1] * silu(zs[1]));
+             dys_[0] * (zs[0] * s[i][0]), dys_[1] * (zs[1] * s[i][1]));
     }
+    store4(gates_at(), 0, s[0][0], s[0][1], s[1][0], s[1][1]);
   }
 
   // delta and delta u of the tile from run j on.
@@ -220,13 +187,13 @@ struct Block {
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         const int token = t0 + (j + k) * kRun + q * 2, limit = min(end, t0 + kTile);
-        load_pairs(u[k], a.u, a.u_row, token, limit);
-        load_pairs(dt[k], a.dt, a.dt_row, token, limit);
+        load_pairs<false>(u[k], a.u, a.u_row, token, t0, limit);
+        load_pairs<false>(dt[k], a.dt, a.dt_row, token, t0, limit);
       }
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
         if (j + k >= kRuns) break;
-        put_rows(j + k, end - t0, u[k], dt[k]);
+        put_rows<false>(j + k, end - t0, u[k], dt[k]);
       }
     }
   }
@@ -245,20 +212,20 @@ struct Block {
       for (int c = 0; c < 2; ++c)
         store4(run_states(j), kStatesAt + c * kLaneStates, h[c][0], h[c][1], h[c][2], h[c][3]);
     };
+    float d[4], B[4];  // delta, delta u; a token ahead, since loads may not overtake stores
+    load4(d, run_rows(0)), load4(B, run_bc(0));
 #pragma unroll 1
     for (int j = 0; j < last; ++j) {
       const uint32_t row = run_rows(j), b = run_bc(j);
       store(j);
 #pragma unroll
       for (int t = 0; t < kRun; ++t) {
-        float d[4], B[4];  // delta, delta u
-        load4(d, row, t * kRowPitch);
-        load4(B, b, t * 2 * kStates);
 #pragma unroll
         for (int c = 0; c < 2; ++c)
 #pragma unroll
           for (int s = 0; s < 4; ++s)
             h[c][s] = fmaf(exp2_approx(d[c] * A[c][s]), h[c][s], d[2 + c] * B[s]);
+        load4(d, row, (t + 1) * kRowPitch), load4(B, b, (t + 1) * 2 * kStates);
       }
     }
     store(last);
@@ -266,7 +233,17 @@ struct Block {
 
   using Run = float[kRun][2][4];
 
-  // A_bar and h of a run, and y.
+  // A_bar of a token of the run whose rows those are.
+  __device__ __forceinline__ void decay(float (&a_bar)[2][4], uint32_t row, int t) const {
+    float delta[2];
+    load2(delta, row, t * kRowPitch);
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int s = 0; s < 4; ++s) a_bar[c][s] = exp2_approx(delta[c] * A[c][s]);
+  }
+
+  // A_bar of the run's tokens from kEarly on, h, and y.
   __device__ __forceinline__ void run_forward(int j, const float (&before)[2][4], Run& a_bar,
                                               Run& h) const {
     const uint32_t row = run_rows(j), b = run_bc(j);
@@ -275,17 +252,16 @@ struct Block {
     load4(C, b + static_cast<uint32_t>(g) * 8 * kStates, kStates);
 #pragma unroll
     for (int t = 0; t < kRun; ++t) {
-      float d[4], B[4];
-      load4(d, row, t * kRowPitch);
+      float delta_u[2], B[4];
+      if (t >= kEarly) decay(a_bar[t], row, t);
+      load2(delta_u, row, t * kRowPitch + 2);
       load4(B, b, t * 2 * kStates);
 #pragma unroll
       for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          a_bar[t][c][s] = exp2_approx(d[c] * A[c][s]);
+        for (int s = 0; s < 4; ++s)
           h[t][c][s] = fmaf(a_bar[t][c][s], t == 0 ? before[c][s] : h[t > 0 ? t - 1 : 0][c][s],
-                            d[2 + c] * B[s]);
-        }
+                            delta_u[c] * B[s]);
       float all[4];  // channels, by tokens whose C it is
       mma_from_zero(all, h[t][0][0], h[t][1][0], h[t][0][1], h[t][1][1], C[0], C[1]);
       mma(all, h[t][0][2], h[t][1][2], h[t][0][3], h[t][1][3], C[2], C[3]);
@@ -308,14 +284,18 @@ struct Block {
     mma(sum, turned[0], turned[1], turned[2], turned[3], column[0], column[1]);
   }
 
-  // dB: dh delta u; dC: dy h; q: sum of dh B; w: sum of dh A_bar h A.
-  __device__ __forceinline__ void run_back(int j, const Run& a_bar, const Run& h) {
-    const uint32_t row = run_rows(j), b = run_bc(j);
+  // dB: dh delta u; dC: dy h; q: sum of dh B; w: sum of dh A_bar h A. Leaves A_bar of the first
+  // kEarly tokens of the run before it (where the tile begins, of the last one of the tile before).
+  // Sums are stored behind the loads of the next token, which may not overtake stores.
+  __device__ __forceinline__ void run_back(int j, Run& a_bar, const Run& h) {
+    const uint32_t row = run_rows(j), next_row = run_rows((j - 1) & (kRuns - 1)), b = run_bc(j);
     const uint32_t thread = this_thread();
     const uint32_t sums_to = block_at + kSums + static_cast<uint32_t>(j & 1) * (kSumsBytes / 2) +
                              thread / 32 * (2 * kLaneStates * 4) + thread % 32 * 8;
     const uint32_t identity = block_at + kIdentity + thread % 32 * 16;
     float dB[4], dC[4];  // of four tokens
+    float parts[4];      // of the token behind
+    float sums[4];       // dB, dC of the four tokens behind
     float ones[2][4];
     load4(ones[0], identity), load4(ones[1], identity, kLaneStates);
 #pragma unroll
@@ -326,6 +306,10 @@ struct Block {
       load2(dy, dy_at, kDyAt + t * kDyPitch);
       load4(B, b, t * 2 * kStates);
       load4(C, b, t * 2 * kStates + kStates);
+      if (t == kRun / 2 - 1)
+        store2(sums_to, 64, sums[0], sums[1]), store2(sums_to, kLaneStates + 64, sums[2], sums[3]);
+      if (t < kRun - 1)
+        store4(lane_at, kPartsAt + (t + 1) * kLaneStates, parts[0], parts[1], parts[2], parts[3]);
       float before[2][4];
       if (t == 0) {
         load_before(before, j);
@@ -348,14 +332,18 @@ struct Block {
           dA[c][s] = fmaf(decayed, d[c], dA[c][s]);
         }
       }
-      store4(lane_at, kPartsAt + t * kLaneStates, qw[0], qw[1], qw[2], qw[3]);
+      if (t < kEarly) decay(a_bar[t], next_row, t);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) parts[k] = qw[k];
       const float column[2] = {g == t % 4 * 2 ? 1.f : 0.f, g == t % 4 * 2 + 1 ? 1.f : 0.f};
       add_channels(dB, xdh, column, ones);
       add_channels(dC, dyh, column, ones);
       if (t % 4 > 0) continue;
-      store2(sums_to, t / 4 * 64, dB[0] + dB[2], dB[1] + dB[3]);
-      store2(sums_to, kLaneStates + t / 4 * 64, dC[0] + dC[2], dC[1] + dC[3]);
+      sums[0] = dB[0] + dB[2], sums[1] = dB[1] + dB[3];
+      sums[2] = dC[0] + dC[2], sums[3] = dC[1] + dC[3];
     }
+    store2(sums_to, 0, sums[0], sums[1]), store2(sums_to, kLaneStates, sums[2], sums[3]);
+    store4(lane_at, kPartsAt, parts[0], parts[1], parts[2], parts[3]);
   }
 
   // dB, dC of the run: over the warps.
@@ -366,16 +354,18 @@ struct Block {
       const uint32_t k = round * 32 * kWarps + thread, kind = k / 64, row = k / 32 % 2 * 4 + k % 4;
       const uint32_t from = block_at + kSums + static_cast<uint32_t>(j & 1) * (kSumsBytes / 2) +
                             kind * (kLaneStates * 4) + k % 64 * 8;
-      float sum[2] = {};
+      float sum[2];
+      load2(sum, from);
 #pragma unroll
-      for (int warp = 0; warp < kWarps; ++warp) {
+      for (int warp = 1; warp < kWarps; ++warp) {
         float v[2];
         load2(v, from, warp * 2 * kLaneStates);
         sum[0] += v[0], sum[1] += v[1];
       }
       float* to = row_of(sh.partial[k], t0 + j * kRun, kStates * 4);
       if (j * kRun + static_cast<int>(row) < tokens)
-        *reinterpret_cast<float2*>(to) = make_float2(sum[0], sum[1]);
+        asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)),
+                     "f"(sum[0]), "f"(sum[1]));
     }
   }
 
@@ -385,14 +375,15 @@ struct Block {
     load4(y, lane_at, kKept + kKeptY * kLaneStates);
     out.y[0][0] = y[0], out.y[0][1] = y[1], out.y[1][0] = y[2], out.y[1][1] = y[3];
     // Of the first of the quad's lanes and the first of the lane's tokens.
-    const auto q = static_cast<uint32_t>(this_thread()) % 4;
-    const uint32_t own = lane_at + q * (2 * kLaneStates * 4 - 16);
+    static_assert(kPartsAt % 16 == 0 && offsetof(SharedMemory, warp) % 64 == 0 &&
+                  sizeof(Warp) % 64 == 0);  // bits 4 and 5 of lane_at are q
+    const uint32_t own = lane_at + static_cast<uint32_t>(q) * (2 * kLaneStates * 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         float v[4];  // in an order that has no bank conflicts
-        load4(v, own + (static_cast<uint32_t>(k) + q) % 4 * 16, kPartsAt + i * kLaneStates);
+        load4(v, own ^ (static_cast<uint32_t>(k) * 16), kPartsAt + i * kLaneStates);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           out.q[i][c] = k == 0 ? v[c] : out.q[i][c] + v[c];
@@ -405,7 +396,8 @@ struct Block {
   __device__ __forceinline__ void store_outputs(const Outputs& out, const Pairs& in,
                                                 const float (&deltas)[2][4], int j, int t0,
                                                 int tokens) {
-    float constants[4], sums[4];  // dD, ddt_bias
+    float constants[4], gates[4], sums[4];  // sums: dD, ddt_bias
+    load4(gates, gates_at());
     load4(constants, pair_at, kConstants);
     load4(sums, lane_at, kKept + kKeptSums * kLaneStates);
 #pragma unroll
@@ -418,7 +410,7 @@ struct Block {
       Floats<2> du, ddt, dz, y;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float s = sigmoid(zs[c]), gate = zs[c] * s, dy = dys_[c] * gate;
+        const float s = gates[i * 2 + c], gate = zs[c] * s, dy = dys_[c] * gate;
         const float before_gate = fmaf(constants[c], us[c], out.y[i][c] * (1 + kCutToTf32));
         du[c] = fmaf(out.q[i][c], deltas[i][c], dy * constants[c]);
         ddt[c] = fmaf(out.q[i][c], us[c], out.w[i][c] * kLn2) * sigmoid(dts[c] + constants[2 + c]);
@@ -443,12 +435,15 @@ struct Block {
     Packed<bf16, 4> bc[kSteps];   // of the next tile
   };
 
-  // Of the run whose first token of the lane is that.
+  // Of the run whose first token of the lane is that. Only a piece's last run may not be whole.
+  template <bool kWhole>
   __device__ __forceinline__ void load_run(Ahead& ahead, const Piece& p, int token) const {
-    load_inputs(ahead.in, token, token >= p.begin ? p.end : kNowhere);
-    const int before = token - kTile, end = before >= p.begin ? p.end : kNowhere;
-    load_pairs(ahead.u, a.u, a.u_row, before, end);
-    load_pairs(ahead.dt, a.dt, a.dt_row, before, end);
+    load_pairs<kWhole>(ahead.in.u, a.u, a.u_row, token, p.begin, p.end);
+    load_pairs<kWhole>(ahead.in.dt, a.dt, a.dt_row, token, p.begin, p.end);
+    load_pairs<kWhole>(ahead.in.z, a.z, a.z_row, token, p.begin, p.end);
+    load_pairs<kWhole>(ahead.in.dy, a.dy, a.dy_row, token, p.begin, p.end);
+    load_pairs<true>(ahead.u, a.u, a.u_row, token - kTile, p.begin, p.end);
+    load_pairs<true>(ahead.dt, a.dt, a.dt_row, token - kTile, p.begin, p.end);
   }
   // Brings into the L2 cache what load_run will want for the run that begins there: else its loads
   // take longer than what is computed meanwhile. A lane has a token of one of four tensors.
@@ -483,7 +478,7 @@ struct Block {
     get(kKeptInputs, in.u, in.dt), get(kKeptInputs + 1, in.z, in.dy);
   }
 
-  __device__ __forceinline__ void walk_tile(const Piece& p, int t0, Ahead& ahead) {
+  __device__ __forceinline__ void walk_tile(const Piece& p, int t0, Ahead& ahead, Run& a_bar) {
     const int tokens = min(kTile, p.end - t0), last = (tokens - 1) / kRun;
     float h[2][4];
 #pragma unroll
@@ -491,25 +486,25 @@ struct Block {
     scan_to_last_run(h, last);
 #pragma unroll 1
     for (int j = last; j >= 0; --j) {
-      if (j < last) load_before(h, j);
-      Run a_bar, hs;
+      load_before(h, j);
+      Run hs;
       run_forward(j, h, a_bar, hs);
       keep_inputs(ahead.in);
       put_dy(ahead.in.z, ahead.in.dy);
       __syncwarp();  // dy of the run is there
       run_back(j, a_bar, hs);
       __syncthreads();  // every warp's dB and dC are there
-      float deltas[2][4];
-      load4(deltas[0], own_rows(j)), load4(deltas[1], own_rows(j), kRowPitch);
-      put_rows(j, kTile, ahead.u, ahead.dt);
-      load_run(ahead, p, t0 + (j - 1) * kRun + q * 2);
-      prefetch_run(p, t0 + (j - 2) * kRun);
-      if (__builtin_expect(j == 0 && t0 > p.begin, 0)) load_tile(ahead, p, t0 - kTile);
       add_warps(t0, j, tokens);
       Outputs out;
       add_parts(out);
       Pairs in;
       kept_inputs(in);
+      float deltas[2][4];
+      load4(deltas[0], own_rows(j)), load4(deltas[1], own_rows(j), kRowPitch);
+      put_rows<true>(j, kTile, ahead.u, ahead.dt);
+      load_run<true>(ahead, p, t0 + (j - 1) * kRun + q * 2);
+      prefetch_run(p, t0 + (j - 2) * kRun);
+      if (__builtin_expect(j == 0 && t0 > p.begin, 0)) load_tile(ahead, p, t0 - kTile);
       store_outputs(out, in, deltas, j, t0, tokens);
     }
   }
@@ -518,16 +513,20 @@ struct Block {
     load_states(carry, a.part > 0 ? behind_part(a, p, p.begin) : flows_in(a, p));
     const int last = last_tile(p), last_run = (p.end - last - 1) / kRun;
     Ahead ahead;
-    load_run(ahead, p, last + last_run * kRun + q * 2);
+    load_run<false>(ahead, p, last + last_run * kRun + q * 2);
     load_tile(ahead, p, last);
     __syncwarp();  // the last piece's rows have been read
     fetch_rows(last, p.end, 0);
     if (last > p.begin) fetch_rows(last - kTile, last, last_run + 1);
+    __syncwarp();  // rows are there
+    Run a_bar;
+#pragma unroll
+    for (int t = 0; t < kEarly; ++t) decay(a_bar[t], run_rows(last_run), t);
 #pragma unroll 1
     for (int t0 = last; t0 >= p.begin; t0 -= kTile) {
       put_bc(ahead.bc);
       __syncthreads();  // B, C and rows are there
-      walk_tile(p, t0, ahead);
+      walk_tile(p, t0, ahead, a_bar);
     }
     if (a.dstate && p.first) store_states(carry, a.dstate + p.state_row * plane_of(a));
   }

@@ -4,7 +4,8 @@
 // pair of channels * 4 + quad of states, and what flows back (the carry) stays in registers. Of
 // each tile of 64 tokens it scans forward once more from the state that the forward pass saved,
 // keeping the states before every eighth token; then, eight tokens (a run) at a time from the last,
-// it computes A_bar and h into registers (8 x 8 of each) and goes back over them.
+// it computes A_bar and h into registers (8 x 8 of each) and goes back over them, meanwhile
+// computing most of the next run's A_bar.
 //
 // The lane layout is that of the tensor cores' operand A (rows: channels, columns: states), which
 // do the sums that end in bf16 (tf32: 2^-11, below what bf16 rounds away): y is h times C, of whose
@@ -29,13 +30,13 @@ using namespace scan_streams;
 // (8 KB), dB and dC of two runs (8 KB): two blocks of four warps and 255 registers a
 // multiprocessor. Moves 15 bytes an element (4 more for the sums of dB and dC). A barrier a tile,
 // for B and C, and a run, for the sums over warps. Sums in f32, those of y, dB and dC of values cut
-// to tf32, whose mean error is taken out. On an H200 2.68 ms for all passes at (32, 1536,
-// 2048), 37.5 G elements/s: 420 instructions an element, 2.4 a clock on a multiprocessor's 8 warps,
-// where all issue slots would give 80.
+// to tf32, whose mean error is taken out. On an H200 2.54 ms for all passes at (32, 1536,
+// 2048), 39.6 G elements/s: 408 instructions an element, 2.2 a clock on a multiprocessor's 8 warps,
+// where all issue slots would give 82.
 template <int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kScanStreamsWarpsPerMultiprocessor / kWarps)
     selective_scan_bwd_streams_walk(const __grid_constant__ Args a) {
-  extern __shared__ char memory[];
+  extern __shared__ __align__(64) char memory[];
   Block<kWarps> block(a, *reinterpret_cast<Shared<kWarps>*>(memory));
   const int parts = a.part > 0 ? kPiece / a.part : 1;
 #pragma unroll 1
