@@ -1,5 +1,6 @@
 // Decoder step of many sequences on the GPU: in_proj with the convolution, x_proj, the scan with
-// dt_proj, out_proj with the residual stream, each a kernel that starts while the one before it ends.
+// dt_proj, out_proj with the residual stream, each a kernel that starts while the one before it
+// ends.
 #include <algorithm>
 
 #include "ops/cuda/arguments.h"
@@ -56,11 +57,11 @@ DecoderBatchPlan plan_of(const DecoderStep& op) {
 
 // What goes from kernel to kernel.
 struct Activations {
-  Tensor residual, x;     // (num_seqs, d_model)    R, T
-  Tensor u, z, y;         // (num_seqs, d_inner)    T
-  Tensor x_dbl;           // (num_seqs, dt_rank + 2 d_state)  T
-  Tensor squares;         // (tiles, kDecoderBatchMaxSeqs)    f32
-  Tensor dt, B, C;        // of x_dbl; (num_seqs, 1, d_state) twice
+  Tensor residual, x;  // (num_seqs, d_model)    R, T
+  Tensor u, z, y;      // (num_seqs, d_inner)    T
+  Tensor x_dbl;        // (num_seqs, dt_rank + 2 d_state)  T
+  Tensor squares;      // (tiles, kDecoderBatchMaxSeqs)    f32
+  Tensor dt, B, C;     // of x_dbl; (num_seqs, 1, d_state) twice
 
   Activations(Context& ctx, const DecoderStep& op, const DecoderBatchPlan& plan) {
     const DecoderLayer& l = op.layers[0];
@@ -138,11 +139,11 @@ void run_layer(Context& ctx, const DecoderStep& op, const DecoderBatchPlan& plan
                            .z = a.z.ptr<bf16>()},
                           l.in_proj, a.x);
   krait::linear_fwd(ctx, {.x = a.u,
-                   .weight = l.x_proj,
-                   .bias = {},
-                   .y = a.x_dbl,
-                   .weight_scale = {},
-                   .settled = true});
+                          .weight = l.x_proj,
+                          .bias = {},
+                          .y = a.x_dbl,
+                          .weight_scale = {},
+                          .settled = true});
   krait::selective_scan_step(ctx, scan_of(l, op.slot, a));
   launch_decoder_batch_out(gpu, plan.out,
                            {.bias = f32(l.out_proj_bias),
@@ -157,14 +158,13 @@ void run_layer(Context& ctx, const DecoderStep& op, const DecoderBatchPlan& plan
 // Shapes, and memory that is aligned.
 bool scan_projects(const DecoderStep& op) {
   const DecoderLayer& l = op.layers[0];
-  return scan_step_projects_shape(
-             {.tokens = op.tokens.shape[0],
-              .num_seqs = op.tokens.shape[0],
-              .d_inner = l.D.shape[0],
-              .d_state = l.A.shape[1],
-              .n_groups = 1,
-              .state_bytes = static_cast<int>(size_of(l.ssm.dtype))},
-             l.dt_proj.shape[1]) &&
+  return scan_step_projects_shape({.tokens = op.tokens.shape[0],
+                                   .num_seqs = op.tokens.shape[0],
+                                   .d_inner = l.D.shape[0],
+                                   .d_state = l.A.shape[1],
+                                   .n_groups = 1,
+                                   .state_bytes = static_cast<int>(size_of(l.ssm.dtype))},
+                                  l.dt_proj.shape[1]) &&
          std::ranges::all_of(op.layers, [](const DecoderLayer& layer) {
            return aligned(layer.A) && aligned(layer.ssm) && aligned(layer.dt_proj);
          });
@@ -188,8 +188,7 @@ bool takes_decoder_batch(Context& ctx, const DecoderStep& op) {
                             &l.out_proj_bias, &l.conv, &l.x_proj})
       if (!aligned(*t)) return false;
   }
-  return aligned(op.embedding) && aligned(op.norm_f) && scan_projects(op) &&
-         plan_of(op).usable;
+  return aligned(op.embedding) && aligned(op.norm_f) && scan_projects(op) && plan_of(op).usable;
 #else
   static_cast<void>(ctx), static_cast<void>(op);
   return false;
@@ -208,12 +207,12 @@ void decoder_batch(Context& ctx, const DecoderStep& op) {
     tiles = static_cast<int>(plan.out.tiles);
   }
   krait::rms_norm_fwd(ctx, {.x = {},
-                     .residual_in = a.residual,
-                     .residual_out = {},
-                     .weight = op.norm_f,
-                     .y = a.x,
-                     .rstd = {},
-                     .eps = op.norm_eps});
+                            .residual_in = a.residual,
+                            .residual_out = {},
+                            .weight = op.norm_f,
+                            .y = a.x,
+                            .rstd = {},
+                            .eps = op.norm_eps});
   krait::linear_fwd(ctx, {.x = a.x, .weight = op.head, .bias = {}, .y = op.logits});
 }
 

@@ -8,7 +8,7 @@
 namespace krait::cuda {
 namespace {
 
-constexpr int kBefore = 3;    // inputs that the convolution's state holds
+constexpr int kBefore = 3;  // inputs that the convolution's state holds
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -31,9 +31,9 @@ __device__ void copy_states(const Product& product, const DecoderBatchIn& p) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += 32 * Product::kCopyWarp) {
     const int run = i / vectors, channel = i % vectors * kVector;
     if (product.row0 + channel < d_inner)
-      copy_async<16>(shared_address(product.states + 16 * i),
-                     states_of<S>(product, p, run / kBefore) + run % kBefore * int64_t{d_inner} +
-                         channel);
+      copy_async<16>(
+          shared_address(product.states + 16 * i),
+          states_of<S>(product, p, run / kBefore) + run % kBefore * int64_t{d_inner} + channel);
   }
   end_copies();
 }

@@ -37,7 +37,7 @@ struct DecoderBatchOut {
   void* residual;     // (num_seqs, d_model)
   bool residual_f32;
   const float* norm;  // (d_model)
-  bf16* x;   // (num_seqs, d_model)
+  bf16* x;            // (num_seqs, d_model)
   float* squares;     // (tiles, kDecoderBatchMaxSeqs)
 };
 // weight: (d_model, d_inner); y: (num_seqs, d_inner)

@@ -8,7 +8,6 @@
 namespace krait::cuda {
 namespace {
 
-
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // A thread's part of the outputs: four of every at_once-th sequence, of which kTogether are asked

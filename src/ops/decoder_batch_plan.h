@@ -13,9 +13,9 @@ struct DecoderBatchShape {
 };
 
 inline constexpr int kDecoderBatchMaxSeqs = 128;
-inline constexpr int kDecoderBatchStep = 64;        // inputs that go through a block at a time
-inline constexpr int kDecoderBatchGroup = 64;       // rows of a matrix that four warps multiply
-inline constexpr int kDecoderBatchMaxGroups = 2;    // of a block
+inline constexpr int kDecoderBatchStep = 64;         // inputs that go through a block at a time
+inline constexpr int kDecoderBatchGroup = 64;        // rows of a matrix that four warps multiply
+inline constexpr int kDecoderBatchMaxGroups = 2;     // of a block
 inline constexpr int kDecoderBatchMaxStages = 8;     // steps on their way to a block
 inline constexpr int kDecoderBatchAlignment = 1024;  // of tiles in shared memory
 inline constexpr int kDecoderBatchGap = 4;  // between a sequence's sums on chip: no bank conflicts
@@ -26,8 +26,8 @@ inline constexpr int kDecoderBatchWeightsOnWay = 80 << 10, kDecoderBatchVectorsO
 inline constexpr int kDecoderBatchSharedBytes = 220 << 10;  // at most
 
 // A matrix times all sequences' vectors. A cluster of `split` blocks owns `boxes` runs of box_rows
-// rows of the matrix; each block takes a part of the inputs, a step at a time, and at the end a part
-// of the sequences.
+// rows of the matrix; each block takes a part of the inputs, a step at a time, and at the end a
+// part of the sequences.
 struct DecoderBatchProduct {
   int seqs = 0;  // of the tensor cores' tile: 16, 32, 64 or 128
   int boxes = 0, box_rows = 0;

@@ -1,6 +1,6 @@
 // The products of a decoder step of many sequences, as sums^T = matrix vectors^T by Hopper's tensor
-// cores: the matrix streams through the blocks once, from before the work before the kernel is done.
-// Only in code for exactly compute capability 9.0.
+// cores: the matrix streams through the blocks once, from before the work before the kernel is
+// done. Only in code for exactly compute capability 9.0.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -57,8 +57,8 @@ struct BatchStage {
 };
 
 // A block's place in the product. kSeqs: of the tile; kGroups: warpgroups, each for
-// kDecoderBatchGroup rows. Behind these one more warp copies, and another does what the kernel has to
-// do besides.
+// kDecoderBatchGroup rows. Behind these one more warp copies, and another does what the kernel has
+// to do besides.
 template <int kSeqs, int kGroups>
 struct BatchProduct {
   static constexpr int kStep = kDecoderBatchStep, kRows = kDecoderBatchGroup * kGroups;
@@ -89,7 +89,8 @@ struct BatchProduct {
     seqs = min(first_seq(part + 1), c.num_seqs) - seq0;
     const int own_seqs = (kSeqs + c.split - 1) / c.split;
     const uint32_t start = shared_address(memory);
-    sums_at = (start + kDecoderBatchAlignment - 1) / kDecoderBatchAlignment * kDecoderBatchAlignment;
+    sums_at =
+        (start + kDecoderBatchAlignment - 1) / kDecoderBatchAlignment * kDecoderBatchAlignment;
     sums = reinterpret_cast<float*>(memory + (sums_at - start));
     sent_bytes = static_cast<uint32_t>(own_seqs * kPitch * 4);  // by one block
     sent_at = sums_at + kSeqs * kPitch * 4;
