@@ -1,6 +1,10 @@
 // Selective scan on the GPU, forward. One kernel scans tiles of tokens that lie in shared memory;
 // where sequences are few and long, their segments (selective_scan_plan.h) are scanned side by side
 // by three kernels; where channels are few, too, another kernel's warps take turns.
+#include <algorithm>
+#include <string>
+#include <type_traits>
+
 #include "core/dtype.h"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/f32_states.h"
@@ -15,29 +19,31 @@ namespace {
 using namespace scan_fwd;
 
 // Blocks of a multiprocessor: bounds registers.
-template <int L, int S>
-constexpr int kMinBlocks = L* S > 64 ? 1
-                           : S == 8  ? 3
-                                     : 4;
+template <int L, int S, bool kOutput>
+constexpr int kMinBlocks = L* S > 64           ? 1
+                           : L* S > 16         ? 3
+                           : S == 8 || kOutput ? 4
+                                               : 5;
 
 // Grid: x over pieces (sequences, or slots of segments) and, faster, blocks of kChannels channels
 // of a group; a block scans its piece from its first token to its last. L lanes share a channel,
 // each keeps S states in registers for the whole piece, with A; nothing of (tokens, d_inner,
 // d_state) exists. On chip: B and C of two tiles as f32 (16 KiB at d_state 16), four steps of u, dt
 // and z as they come (12 KiB in bf16 for two lanes and 64 channels), delta and sums over states of
-// two steps (16 KiB). Moves u, dt, z, y once, B and C once for each block of channels; with `saved`
-// d_state floats for every channel and 64 tokens. Barriers: one for each tile of B and C (it is
-// staged, and the one before the last is done with); __syncwarp for each step (see step()).
+// two steps (16 KiB), the states at the start of a middle segment (4 KiB). Moves u, dt, z, y once,
+// B and C once for each block of channels; with `saved` d_state floats for every channel and 64
+// tokens. Barriers: one for each tile of B and C (it is staged, and the one before the last is done
+// with); __syncwarp for each step (see step()).
 // Numerics: f32 throughout, exp by ex2.approx of delta (log2(e) A). y is summed over pairs of
 // states by fma, then as a tree, in every layout, so that the choice of L and S does not change a
 // bit.
-// What limits: instruction slots. With two lanes a (token, channel) takes about 148 lane
-// instructions (16 more in the middle segments of a long sequence), and 128 fit in the time that
-// its 16 exps take. H200, bf16 with gate, d_state 16: 8 x 5120 x 2048 takes 0.549 ms, 153 G
-// elements/s, 58 % of the 261 that the exps alone allow; 32 x 1536 x 2048 0.659 ms, 153; 8 x 1024 x
-// 2048 0.155 ms, 108.
+// What limits: instruction slots and the exp unit alike. With two lanes a (token, channel) takes
+// about 144 lane instructions (16 more in the middle segments of a long sequence) and 19 of the exp
+// unit; each is busy for three quarters of the time. H200, bf16 with gate, d_state 16: 8 x 5120 x
+// 2048 takes 0.544 ms, 154 G elements/s, 59 % of the 261 that the exps alone allow; 32 x 1536 x
+// 2048 0.650 ms, 155; 8 x 1024 x 2048 0.147 ms, 114.
 template <class T, int L, int S, int kChannels, bool kOutput>
-__global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S>)
+__global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S, kOutput>)
     selective_scan_fwd_tiled(const __grid_constant__ Args a, const Mode mode) {
   using Block = Tile<T, L, S, kChannels, kOutput>;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -54,10 +60,10 @@ __global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S>)
   const int count = there ? a.d_state - n : 0;
   const int64_t row = static_cast<int64_t>(c) * a.d_state + n,
                 plane = static_cast<int64_t>(a.d_inner) * a.d_state;
-  float A[S], h[S], h_start[S], g[S], sum = 0;
+  float A[S], h[S], g[S], sum = 0;
   load_states(A, a.A + row, count, a.vector_saved);
 #pragma unroll
-  for (int s = 0; s < S; ++s) A[s] *= kLog2E, h_start[s] = g[s] = 0;
+  for (int s = 0; s < S; ++s) A[s] *= kLog2E, g[s] = 0;
   const int64_t state_slot = a.slot ? a.slot[piece.sequence] : piece.sequence;
   if (mode == Mode::segments)
     load_states(h, a.start_states + piece.segment_slot * plane + row, count, a.vector_saved);
@@ -81,56 +87,63 @@ __global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S>)
     at.bias[i] = at.there && a.dt_bias ? a.dt_bias[own_c + i] : 0.f;
   }
   typename Block::Quads raw;
-  const auto fetch_bc = [&](int64_t t0) {
+  raw.from = Block::quads_of(a, piece.begin, group);
+  const auto fetch_bc = [&](int left) {
     if (a.vector_states)
-      Block::template fetch_bc<true>(raw, a, t0, piece.end, group);
+      Block::template fetch_bc<true>(raw, a, left);
     else
-      Block::template fetch_bc<false>(raw, a, t0, piece.end, group);
+      Block::template fetch_bc<false>(raw, a, left);
   };
-  fetch_bc(piece.begin);
-  // More than a tile and two steps need not be counted.
+  // Tokens from t0 to the piece's end; more than two tiles and five steps need not be counted.
   const auto left_at = [&](int64_t t0) {
-    return static_cast<int>(min(piece.end - t0, int64_t{4 * kScanChunk})) - token;
+    return static_cast<int>(min(piece.end - t0, int64_t{4 * kScanChunk}));
   };
+  fetch_bc(left_at(piece.begin));
   typename Block::Pipeline pipeline{};
   auto& warp = shared.warp[threadIdx.x / 32];
   at.to = shared_address(warp.inputs) + owner * Block::kCopyBytes;
   at.u_at = Block::place_of(at.u, at.to, 0), at.dt_at = Block::place_of(at.dt, at.to, 1);
   at.z_at = Block::place_of(at.z, at.to, 2);
-  at.left = left_at(piece.begin), at.due = 0;
+  at.left = left_at(piece.begin) - token, at.due = at.step = 0;
 #pragma unroll
-  for (int i = 0; i < Block::kStages; ++i) Block::fetch_own(at, a, i, at.left - i * Block::kStep);
+  for (int i = 0; i < Block::kStages; ++i)
+    Block::fetch_own(at, a, i, i, at.left - i * Block::kStep);
   wait_for_copies<Block::kStages - 1>();
   pipeline.now = Block::take_own(at, 0);
-  Block::hand_over(warp.pair[0], Block::deltas(pipeline.now, at, at.left), owner);
+  Block::hand_over(warp.pair[0], Block::deltas(pipeline.now, at), owner);
   Block::stage_bc(shared.bc[0], raw);
 
   int tile = 0;
-  bool middle = false;  // in a segment neither first nor last
-  for (int64_t t0 = piece.begin; t0 < piece.end; t0 += Block::kTokens, tile ^= 1) {
-    const int64_t behind = t0 - piece.seq_begin;
-    const int tokens = static_cast<int>(min(int64_t{Block::kTokens}, piece.end - t0));
-    __syncthreads();  // the tile's B and C are there, and all have done with the other tile's
-    fetch_bc(t0 + Block::kTokens);
-    if (behind % kScanSegment == 0 && mode == Mode::sequences && behind > 0) {
-      middle = t0 + kScanSegment < piece.seq_end;
-      sum = 0;
-#pragma unroll
-      for (int s = 0; s < S; ++s) h_start[s] = h[s], g[s] = 0;
+  const auto scan_tiles = [&](auto from_zero, int64_t t0, int64_t end) {
+    constexpr bool kFromZero = decltype(from_zero)::value;
+#pragma unroll 1
+    for (; t0 < end; t0 += Block::kTokens, tile ^= 1) {
+      const int64_t behind = t0 - piece.seq_begin;
+      const int left = left_at(t0);
+      __syncthreads();  // the tile's B and C are there, and all have done with the other tile's
+      fetch_bc(left - Block::kTokens);
+      if (a.saved && behind % kScanChunk == 0 && behind > 0 && mode != Mode::ends)
+        store_states(a.saved + (t0 / kScanChunk - 1) * plane + row, h, count, a.vector_saved);
+      at.left = left - token;
+      Block::template scan_tile<kFromZero>(shared.bc[tile], warp, pipeline,
+                                           min(Block::kTokens, left), A, h, g, sum, at, a);
+      Block::stage_bc(shared.bc[tile ^ 1], raw);
     }
-    if (a.saved && behind % kScanChunk == 0 && behind > 0 && mode != Mode::ends)
-      store_states(a.saved + (t0 / kScanChunk - 1) * plane + row, h, count, a.vector_saved);
-    const auto& bc = shared.bc[tile];
-    at.left = left_at(t0);
-    if (middle)
-      Block::template scan_tile<true>(bc, warp, pipeline, tokens, A, h, g, sum, at, a);
-    else
-      Block::template scan_tile<false>(bc, warp, pipeline, tokens, A, h, g, sum, at, a);
-    if (middle && (behind + Block::kTokens) % kScanSegment == 0) {
-#pragma unroll
-      for (int s = 0; s < S; ++s) h[s] = fmaf(exp2_approx(A[s] * sum), h_start[s], g[s]);
+  };
+  for (int64_t t0 = piece.begin; t0 < piece.end; t0 += kScanSegment) {
+    const int64_t end = min(t0 + kScanSegment, piece.end);
+    if (t0 == piece.begin || end == piece.end) {
+      scan_tiles(std::false_type{}, t0, end);
+      continue;
     }
-    Block::stage_bc(shared.bc[tile ^ 1], raw);
+    // In between the state is kept from zero, too, and what it started with waits.
+    sum = 0;
+#pragma unroll
+    for (int s = 0; s < S; ++s) shared.start[s][threadIdx.x] = h[s], g[s] = 0;
+    scan_tiles(std::true_type{}, t0, end);
+#pragma unroll
+    for (int s = 0; s < S; ++s)
+      h[s] = fmaf(exp2_approx(A[s] * sum), shared.start[s][threadIdx.x], g[s]);
   }
   if constexpr (kOutput) Block::finish(pipeline.before, Block::take_sums(warp.y[1], owner), at, a);
 
@@ -147,9 +160,9 @@ __global__ void __launch_bounds__(L* kChannels, kMinBlocks<L, S>)
 // for each warp what selective_scan_fwd_tiled has for one, and B and C of two steps; the state,
 // which goes round. Barriers: an mbarrier for each warp, which the 32 lanes of the warp before it
 // arrive at when the state is there; __syncwarp for each step. Numerics: the same bits as
-// selective_scan_fwd_tiled. What limits: a step takes a warp some 2,700 cycles, of which the state
-// stays with it for 200; six warps overlap. H200, bf16: 1 x 1536 x 2048 takes 0.058 ms, 54 G
-// elements/s, 8 x 128 x 256 0.0102 ms, 26.
+// selective_scan_fwd_tiled. What limits: a step of 392 instructions takes a warp some 2,000 cycles,
+// of which the state stays with it for 200; six warps overlap. H200, bf16: 1 x 1536 x 2048 takes
+// 0.050 ms, 63 G elements/s, 8 x 128 x 256 0.0087 ms, 30.
 template <class T>
 __global__ void __launch_bounds__(32 * kScanRelayWarps, 2)
     selective_scan_fwd_relay(const __grid_constant__ Args a) {
@@ -224,12 +237,21 @@ int row_vector(const SelectiveScan& op) {
   return may(4) ? 4 : may(2) ? 2 : 1;
 }
 
+// bytes: of as many elements as a warp goes forward by tokens.
+void set_steps(Args& a, int64_t bytes) {
+  const auto step = [&](int64_t row) {
+    KRAIT_CHECK(row * bytes < int64_t{1} << 31, "rows of " + std::to_string(row) + " elements");
+    return static_cast<int>(row * bytes);
+  };
+  step(std::max(a.B_row, a.C_row));  // relay goes from row to row of these
+  a.u_step = step(a.u_row), a.dt_step = step(a.dt_row), a.z_step = step(a.z_row);
+  a.y_step = step(a.y_row);
+}
+
 template <class T, int L, int S, int kChannels, bool kOutput>
 void launch(Args a, const ScanForwardPlan& plan, Mode mode, cudaStream_t stream) {
   using Block = Tile<T, L, S, kChannels, kOutput>;
-  const int64_t step = Block::kStep * int64_t{sizeof(T)};
-  a.u_step = a.u_row * step, a.dt_step = a.dt_row * step, a.z_step = a.z_row * step;
-  a.y_step = a.y_row * step;
+  set_steps(a, Block::kStep * int64_t{sizeof(T)});
   a.group_blocks = static_cast<int>(plan.group_blocks);
   a.channel_blocks = static_cast<int>(plan.channel_blocks);
   const auto kernel = selective_scan_fwd_tiled<T, L, S, kChannels, kOutput>;
@@ -244,9 +266,7 @@ void launch(Args a, const ScanForwardPlan& plan, Mode mode, cudaStream_t stream)
 
 template <class T>
 void launch_relay(Args a, const ScanForwardPlan& plan, cudaStream_t stream) {
-  const int64_t step = Relay<T>::kStep * kScanRelayWarps * int64_t{sizeof(T)};
-  a.u_step = a.u_row * step, a.dt_step = a.dt_row * step, a.z_step = a.z_row * step;
-  a.y_step = a.y_row * step;
+  set_steps(a, Relay<T>::kStep * kScanRelayWarps * int64_t{sizeof(T)});
   a.group_blocks = static_cast<int>(plan.relay_group_blocks);
   a.channel_blocks = static_cast<int>(plan.relay_channel_blocks);
   constexpr int kShared = static_cast<int>(sizeof(typename Relay<T>::Shared));

@@ -13,7 +13,7 @@ struct Args {
   const void *u, *dt, *z, *B, *C;
   void* y;
   int64_t u_row, dt_row, z_row, B_row, C_row, y_row;  // in elements
-  int64_t u_step, dt_step, z_step, y_step;            // in bytes, from a warp's step to the next
+  int u_step, dt_step, z_step, y_step;                // in bytes, from a warp's step to the next
   int64_t B_group, C_group;
   const float *A, *D, *dt_bias;  // D, dt_bias: null when none
   float *state, *saved;          // null when none
@@ -78,13 +78,14 @@ __device__ Packed<T, 4> load_quad(const T* p, int count) {
   return out;
 }
 
+// One instruction: 32 x 32 + 64 bits.
 template <class T>
-__device__ const T* behind(const T* p, int64_t bytes) {
-  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(p) + bytes);
+__device__ const T* behind(const T* p, int steps, int bytes) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const char*>(p) + int64_t{steps} * bytes);
 }
 template <class T>
-__device__ T* behind(T* p, int64_t bytes) {
-  return reinterpret_cast<T*>(reinterpret_cast<char*>(p) + bytes);
+__device__ T* behind(T* p, int steps, int bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<char*>(p) + int64_t{steps} * bytes);
 }
 
 // A lane's states of one channel in memory of (.., d_inner, d_state).
@@ -197,6 +198,7 @@ struct Tile {
   struct Shared {
     float bc[2][kTokens][kVectors * kStates];  // two tiles; see place()
     Exchange warp[kWarps];
+    float start[S][kThreads];  // the states at the start of a middle segment
   };
 
   // Where states n.. of B (which = 0) or C (1) lie in a row of Shared::bc, so that a warp's 16-byte
@@ -208,28 +210,37 @@ struct Tile {
       return n * kVectors + which * 2;
   }
 
+  // Four states of B or C to a thread, of every kQuadRows-th token of a tile.
+  static constexpr int kQuadRows = kThreads / kRowQuads;
+  static_assert(kThreads % kRowQuads == 0);
+  static __device__ int quad_which() { return threadIdx.x % kRowQuads / (kStates / 4); }
+  static __device__ int quad_state() { return threadIdx.x % (kStates / 4) * 4; }
   struct Quads {
+    const T* from;  // of the thread's first token of the tile that is fetched next
     Packed<T, 4> q[kQuads];
   };
+  static __device__ const T* quads_of(const Args& a, int64_t t0, int group) {
+    const int64_t t = t0 + threadIdx.x / kRowQuads;
+    const T* p = quad_which() == 0 ? static_cast<const T*>(a.B) + group * a.B_group + t * a.B_row
+                                   : static_cast<const T*>(a.C) + group * a.C_group + t * a.C_row;
+    return p + quad_state();
+  }
+  // left: tokens from the tile's first one to the piece's end.
   template <bool kVector>
-  static __device__ void fetch_bc(Quads& raw, const Args& a, int64_t t0, int64_t end, int group) {
-    const T* B = static_cast<const T*>(a.B) + group * a.B_group;
-    const T* C = static_cast<const T*>(a.C) + group * a.C_group;
+  static __device__ void fetch_bc(Quads& raw, const Args& a, int left) {
+    const int64_t step = kQuadRows * (quad_which() == 0 ? a.B_row : a.C_row);
+    const int count = a.d_state - quad_state(), t = threadIdx.x / kRowQuads;
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
-      const int index = threadIdx.x + i * kThreads, quad = index % kRowQuads;
-      const int which = quad / (kStates / 4), n = quad % (kStates / 4) * 4;
-      const int64_t t = t0 + index / kRowQuads;
-      const T* p = which == 0 ? B + t * a.B_row : C + t * a.C_row;
-      raw.q[i] = load_quad<kVector>(p + n, t < end ? a.d_state - n : 0);
+      raw.q[i] = load_quad<kVector>(raw.from, t + i * kQuadRows < left ? count : 0);
+      raw.from += step;
     }
   }
   static __device__ void stage_bc(float (&bc)[kTokens][kVectors * kStates], const Quads& raw) {
+    const int which = quad_which(), n = quad_state();
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
-      const int index = threadIdx.x + i * kThreads, quad = index % kRowQuads;
-      const int which = quad / (kStates / 4), n = quad % (kStates / 4) * 4;
-      float* to = bc[index / kRowQuads];
+      float* to = bc[threadIdx.x / kRowQuads + i * kQuadRows];
       const Floats<4> x = unpack(raw.q[i]);
       if constexpr (S >= 4) {
         *reinterpret_cast<float4*>(to + place(which, n)) = make_float4(x[0], x[1], x[2], x[3]);
@@ -260,10 +271,11 @@ struct Tile {
     }
   }
 
-  // Where a lane is: its own token of the next step to copy, and its own channels.
+  // Where a lane is.
   struct Lane {
-    const T *u, *dt, *z;
-    T* y;                        // of the step before
+    const T *u, *dt, *z;         // its own token of the first step, and its own channels
+    T* y;                        // a step before that
+    int step;                    // how many it has scanned
     uint32_t to;                 // its place in stage 0 of Exchange::inputs
     uint32_t u_at, dt_at, z_at;  // its elements' places there: an odd bf16 comes with its neighbour
     int left;    // from its own token of the step that is scanned to the piece's end
@@ -286,16 +298,25 @@ struct Tile {
     const uint32_t odd = kOwnBytes < 4 ? reinterpret_cast<uintptr_t>(p) % 4 : 0;
     return to + tensor * kStages * kStageBytes + odd;
   }
-  // One group of copies, whether there is anything to copy or not.
-  static __device__ void fetch_own(Lane& at, const Args& a, int stage, int left) {
+  // One group of copies, whether there is anything to copy or not. Past the piece's end u is 0 and
+  // dt far below every softplus, so that delta and delta u are 0 and the state stays as it is.
+  static constexpr uint32_t kPastDt = 0xf100f100;  // -6e29, in either type
+  static __device__ void fetch_own(const Lane& at, const Args& a, int stage, int ahead, int left) {
+    const int step = at.step + ahead;
+    const uint32_t to = at.to + stage * kStageBytes;
     if (left > 0 && at.there) {
-      const uint32_t to = at.to + stage * kStageBytes;
-      copy_async<kCopyBytes>(to, whole_words(at.u));
-      copy_async<kCopyBytes>(to + kStages * kStageBytes, whole_words(at.dt));
-      if (kOutput) copy_async<kCopyBytes>(to + 2 * kStages * kStageBytes, whole_words(at.z));
+      copy_async<kCopyBytes>(to, whole_words(behind(at.u, step, a.u_step)));
+      copy_async<kCopyBytes>(to + kStages * kStageBytes,
+                             whole_words(behind(at.dt, step, a.dt_step)));
+      if (kOutput)
+        copy_async<kCopyBytes>(to + 2 * kStages * kStageBytes,
+                               whole_words(behind(at.z, step, a.z_step)));
+    }
+    if (left <= 0) {
+      fill_words<kCopyBytes>(to, 0);
+      fill_words<kCopyBytes>(to + kStages * kStageBytes, kPastDt);
     }
     end_copies();
-    at.u = behind(at.u, a.u_step), at.dt = behind(at.dt, a.dt_step), at.z = behind(at.z, a.z_step);
   }
   static __device__ Own take_own(const Lane& at, int stage) {
     Own own;
@@ -304,19 +325,17 @@ struct Tile {
     if (kOutput) own.z = load_copied<T, kOwn>(at.z_at + stage * kStageBytes);
     return own;
   }
-  // delta and delta u of own elements. Past the piece's end delta is 0, so that the state stays as
-  // it is.
+  // delta and delta u of own elements.
   struct Deltas {
     float2 pair[kOwn];
   };
-  static __device__ Deltas deltas(const Own& own, const Lane& at, int left) {
+  static __device__ Deltas deltas(const Own& own, const Lane& at) {
     const Floats<kOwn> u = unpack(own.u), dt = unpack(own.dt);
     Deltas out;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      float delta = softplus(dt[i] + at.bias[i]);
-      if (left <= 0) delta = 0;
-      out.pair[i] = make_float2(delta, left <= 0 ? 0.f : delta * u[i]);
+      const float delta = softplus(dt[i] + at.bias[i]);
+      out.pair[i] = make_float2(delta, delta * u[i]);
     }
     return out;
   }
@@ -366,7 +385,8 @@ struct Tile {
     const float* p = &y[owner / kOwners % kStep][owner % kOwners * kOwn];
     return load_vector<kOwn>(p);
   }
-  static __device__ void finish(const Own& own, const Floats<kOwn>& sums, Lane& at, const Args& a) {
+  static __device__ void finish(const Own& own, const Floats<kOwn>& sums, const Lane& at,
+                                const Args& a) {
     const Floats<kOwn> u = unpack(own.u), z = unpack(own.z);
     Floats<kOwn> out;
 #pragma unroll
@@ -374,8 +394,7 @@ struct Tile {
       out[i] = fmaf(at.D[i], u[i], sums[i]);
       out[i] *= a.gated ? silu(z[i]) : 1.f;
     }
-    if (at.due > 0 && at.there) store_vector<kOwn>(at.y, out);
-    at.y = behind(at.y, a.y_step);
+    if (at.due > 0 && at.there) store_vector<kOwn>(behind(at.y, at.step, a.y_step), out);
   }
 
   // Inputs that a lane holds: of the step before (until its y is written) and of this one. Those of
@@ -393,10 +412,10 @@ struct Tile {
     const int lane = lane_of(), channel = channel_of(), owner = threadIdx.x % 32;
     wait_for_copies<kStages - 2>();
     const Own next = take_own(at, kHalf == 0 ? p.stage + 1 : p.stage ^ 2);
-    fetch_own(at, a, p.stage + kHalf, at.left - kStages * kStep);
+    fetch_own(at, a, p.stage + kHalf, kStages, at.left - kStages * kStep);
     Floats<kOwn> sums;
     if constexpr (kOutput) sums = take_sums(warp.y[kHalf ^ 1], owner);
-    const Deltas pair = deltas(next, at, at.left - kStep);
+    const Deltas pair = deltas(next, at);
     float y[kStep / kSummed];
     scan<kFromZero>(bc, warp.pair[kHalf][channel], y, A, h, g, sum, lane);
     if constexpr (kOutput) finish(p.before, sums, at, a);
@@ -406,7 +425,7 @@ struct Tile {
     for (int i = 0; i < kStep / kSummed; ++i)
       if (kOutput && (L <= kStep || lane < kStep))
         warp.y[kHalf][i * kSummed + lane % kSummed][channel] = y[i];
-    at.due = at.left, at.left -= kStep;
+    at.due = at.left, at.left -= kStep, ++at.step;
     p.before = p.now, p.now = next;
     __syncwarp();  // the next step's delta and this one's y are there, those before may go
   }

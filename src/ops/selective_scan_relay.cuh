@@ -41,26 +41,25 @@ struct Relay {
   static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
   static __device__ int thread() { return static_cast<int>(threadIdx.x) % 32; }
 
-  // B and C of the step at token t0.
+  // Four states of B or C to a lane, of every kQuadTokens-th token of a step.
+  static constexpr int kQuadTokens = kStep / kQuads;
+  static __device__ int quad_which() { return thread() % (kRow / 4) / (kStates / 4); }
+  static __device__ int quad_state() { return thread() % (kStates / 4) * 4; }
+  static __device__ int quad_token() { return thread() / (kRow / 4); }
+  // left: tokens from the lane's first one to the piece's end.
   template <bool kVector>
-  static __device__ void fetch_bc(Quads& raw, const Args& a, int64_t t0, int64_t end, int group) {
+  static __device__ void fetch_bc(Quads& raw, const T* from, int row_bytes, int count, int left) {
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const int index = thread() + i * 32, quad = index % (kRow / 4);
-      const int which = quad / (kStates / 4), n = quad % (kStates / 4) * 4;
-      const int64_t t = t0 + index / (kRow / 4);
-      const T* p = which == 0 ? static_cast<const T*>(a.B) + group * a.B_group + t * a.B_row
-                              : static_cast<const T*>(a.C) + group * a.C_group + t * a.C_row;
-      raw.q[i] = load_quad<kVector>(p + n, t < end ? a.d_state - n : 0);
-    }
+    for (int i = 0; i < kQuads; ++i)
+      raw.q[i] = load_quad<kVector>(behind(from, i * kQuadTokens, row_bytes),
+                                    i * kQuadTokens < left ? count : 0);
   }
   static __device__ void stage_bc(float (*bc)[kRow], const Quads& raw) {
 #pragma unroll
     for (int i = 0; i < kQuads; ++i) {
-      const int index = thread() + i * 32, quad = index % (kRow / 4);
       const Floats<4> x = unpack(raw.q[i]);
       *reinterpret_cast<float4*>(
-          &bc[index / (kRow / 4)][Block::place(quad / (kStates / 4), quad % (kStates / 4) * 4)]) =
+          &bc[quad_token() + i * kQuadTokens][Block::place(quad_which(), quad_state())]) =
           make_float4(x[0], x[1], x[2], x[3]);
     }
   }
@@ -145,11 +144,12 @@ struct Relay {
     typename Block::Lane at;
     typename Block::Own before, now;
     Quads raw;      // B and C of the step after the next
+    const T* bc;    // the lane's, of its first token of the piece
+    int bc_row;     // bytes to the next token's
     int stage = 0;  // of the step at work
     uint32_t turn = 0;
     int64_t row;  // of its states in (d_inner, d_state)
     int count;    // of its states that are there
-    int group;
   };
 
   template <int kHalf>
@@ -163,9 +163,9 @@ struct Relay {
     const int64_t plane = static_cast<int64_t>(a.d_inner) * a.d_state;
     wait_for_copies<Block::kStages - 2>();
     const typename Block::Own next = Block::take_own(w.at, (w.stage + 1) % Block::kStages);
-    Block::fetch_own(w.at, a, w.stage, w.at.left - Block::kStages * kStride);
+    Block::fetch_own(w.at, a, w.stage, Block::kStages, w.at.left - Block::kStages * kStride);
     const Floats<Block::kOwn> sums = Block::take_sums(own.y[kHalf ^ 1], owner);
-    const auto deltas = Block::deltas(next, w.at, w.at.left - kStride);
+    const auto deltas = Block::deltas(next, w.at);
     const float* const pair = own.pair[kHalf][Block::channel_of()];
     Prepared in;
     prepare(in, bc[kHalf], pair, w.x.A);
@@ -173,8 +173,8 @@ struct Relay {
     // Shared memory is written last: reads cannot be moved over a write.
     Block::hand_over(own.pair[kHalf ^ 1], deltas, owner);
     stage_bc(bc[kHalf ^ 1], w.raw);
-    fetch(w.raw, a, piece, r + 2 * kWarps, w.group);
-    w.at.due = w.at.left, w.at.left -= kStride;
+    fetch(w, a, piece, r + 2 * kWarps);
+    w.at.due = w.at.left, w.at.left -= kStride, ++w.at.step;
     w.before = w.now, w.now = next, w.stage = (w.stage + 1) % Block::kStages;
 
     if (r > 0) wait(shared, w.turn++);
@@ -208,11 +208,22 @@ struct Relay {
     __syncwarp();  // the next step's delta, B and C and this one's y are there, those before may go
   }
 
-  static __device__ void fetch(Quads& raw, const Args& a, const Piece& piece, int r, int group) {
+  static __device__ void fetch(Warp& w, const Args& a, const Piece& piece, int r) {
+    const T* from = behind(w.bc, r * kStep, w.bc_row);
+    const int count = a.d_state - quad_state(),
+              left = static_cast<int>(piece.end - piece.begin) - r * kStep - quad_token();
     if (a.vector_states)
-      fetch_bc<true>(raw, a, piece.begin + int64_t{r} * kStep, piece.end, group);
+      fetch_bc<true>(w.raw, from, w.bc_row, count, left);
     else
-      fetch_bc<false>(raw, a, piece.begin + int64_t{r} * kStep, piece.end, group);
+      fetch_bc<false>(w.raw, from, w.bc_row, count, left);
+  }
+  static __device__ void place_bc(Warp& w, const Args& a, const Piece& piece, int group) {
+    const bool B = quad_which() == 0;
+    const int64_t row = B ? a.B_row : a.C_row;
+    w.bc = (B ? static_cast<const T*>(a.B) + group * a.B_group
+              : static_cast<const T*>(a.C) + group * a.C_group) +
+           (piece.begin + quad_token()) * row + quad_state();
+    w.bc_row = static_cast<int>(row * int64_t{sizeof(T)});
   }
 
   // Where the lane's states and elements are; c0, c_end: the block's first channel, its group's
@@ -245,7 +256,7 @@ struct Relay {
     w.at.dt_at = Block::place_of(w.at.dt, w.at.to, 1);
     w.at.z_at = Block::place_of(w.at.z, w.at.to, 2);
     w.at.left = static_cast<int>(piece.end - piece.begin) - warp() * kStep - token;
-    w.at.due = 0;
+    w.at.due = w.at.step = 0;
   }
   // One warp leaves the initial state, and the barriers.
   static __device__ void share_state(Shared& shared, Warp& w, const Args& a, const Piece& piece) {
@@ -262,22 +273,23 @@ struct Relay {
   static __device__ void scan_piece(Shared& shared, const Args& a, const Piece& piece) {
     const int block = static_cast<int>(blockIdx.x) % a.channel_blocks;
     Warp w;
-    w.group = block / a.group_blocks;
-    const int c0 = w.group * a.group_width + block % a.group_blocks * Block::kWarpChannels;
-    const int c_end = (w.group + 1) * a.group_width;
+    const int group = block / a.group_blocks;
+    const int c0 = group * a.group_width + block % a.group_blocks * Block::kWarpChannels;
+    const int c_end = (group + 1) * a.group_width;
     place_states(w, a, c0, c_end);
     if (warp() == 0) share_state(shared, w, a, piece);
     place_elements(shared, w, a, piece, c0, c_end);
-    fetch(w.raw, a, piece, warp(), w.group);
+    place_bc(w, a, piece, group);
+    fetch(w, a, piece, warp());
 #pragma unroll
     for (int i = 0; i < Block::kStages; ++i)
-      Block::fetch_own(w.at, a, i, w.at.left - i * kStep * kWarps);
+      Block::fetch_own(w.at, a, i, i, w.at.left - i * kStep * kWarps);
     wait_for_copies<Block::kStages - 1>();
     w.before = w.now = Block::take_own(w.at, 0);
     typename Block::Exchange& own = shared.warp[warp()];
-    Block::hand_over(own.pair[0], Block::deltas(w.now, w.at, w.at.left), thread());
+    Block::hand_over(own.pair[0], Block::deltas(w.now, w.at), thread());
     stage_bc(shared.bc[warp()][0], w.raw);
-    fetch(w.raw, a, piece, warp() + kWarps, w.group);
+    fetch(w, a, piece, warp() + kWarps);
     __syncthreads();  // the initial state and the barriers are there; delta, B and C too
 
     const int steps = static_cast<int>((piece.end - piece.begin + kStep - 1) / kStep);

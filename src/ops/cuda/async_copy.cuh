@@ -31,6 +31,19 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups));
 }
 
+// A place for a copy, filled with one word instead: ordered with the copies and load_copied.
+template <int kBytes>
+__device__ __forceinline__ void fill_words(uint32_t to, uint32_t word) {
+  if constexpr (kBytes == 16) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(word));
+  } else if constexpr (kBytes == 8) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %1};" ::"r"(to), "r"(word));
+  } else {
+    static_assert(kBytes == 4);
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(word));
+  }
+}
+
 template <class T, int V>
 __device__ __forceinline__ Packed<T, V> load_copied(uint32_t from) {
   Packed<T, V> out;

@@ -46,7 +46,7 @@ __device__ __forceinline__ float log1p_unit(float e) {
 // log(1 + exp(x)): exp(x) for very negative x, x for large x, finite for every finite x.
 __device__ __forceinline__ float softplus(float x) {
   const float a = -fabsf(x), t = a * kLog2E, y = exp2_approx(t);
-  const float e = fmaf(y, fmaf(-t, kLn2, a), y);  // as in exp_accurate
+  const float e = fmaf(y, fmaf(t, -kLn2, a), y);  // as in exp_accurate
   return fmaxf(x, 0.f) + log1p_unit(e);
 }
 
