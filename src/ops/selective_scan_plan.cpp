@@ -49,19 +49,20 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
     layout(8, 8, 16);
   } else {
     // The fewer lanes share a channel, the less is done twice, but every multiprocessor needs its
-    // share of the blocks. Speeds as measured on a full GPU; rows of two lanes are read four
-    // channels at a time, of four lanes two.
+    // share of the blocks, and one block of two lanes alone is no faster than two of four lanes.
+    // Speeds as measured; rows of two lanes are read four channels at a time, of four lanes two.
     int64_t busy = plan.segmented ? s.tokens / kScanSegment : s.num_seqs;
     if (s.ends) busy = std::max<int64_t>(1, busy - s.num_seqs);
-    const auto worth = [&](int channels, double speed) {
+    const auto worth = [&](int channels, double speed, double alone) {
       const int64_t blocks = busy * s.n_groups * quotient_up(s.d_inner / s.n_groups, channels);
       const int64_t rounds = quotient_up(blocks, multiprocessors);
-      return speed * static_cast<double>(blocks) / static_cast<double>(rounds * multiprocessors);
+      return (rounds == 1 ? alone : speed) * static_cast<double>(blocks) /
+             static_cast<double>(rounds * multiprocessors);
     };
     layout(8, 2, 16);
-    double best = worth(16, 0.7);
-    if (s.row_vector >= 2 && worth(32, 1.0) > best) layout(4, 4, 32), best = worth(32, 1.0);
-    if (s.row_vector >= 4 && worth(64, 1.1) > best) layout(2, 8, 64);
+    const double eight = worth(16, 0.7, 0.7), four = worth(32, 1.0, 1.0), two = worth(64, 1.1, 1.0);
+    if (s.row_vector >= 2 && four > eight) layout(4, 4, 32);
+    if (s.row_vector >= 4 && two > std::max(four, eight)) layout(2, 8, 64);
   }
   const int64_t pieces = plan.segmented ? scan_segment_slots(s.tokens, s.num_seqs) : s.num_seqs;
   plan.pieces = pieces;

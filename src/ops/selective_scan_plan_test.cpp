@@ -117,6 +117,17 @@ TEST(SelectiveScanPlan, WarpsTakeTurnsOnlyWhereChannelsAreFew) {
   EXPECT_FALSE(plan_selective_scan_fwd(narrow, 132).relay);
 }
 
+// A block of two lanes has no neighbour to hide its waits; two of four lanes are faster.
+TEST(SelectiveScanPlan, NoBlockOfTwoLanesIsAlone) {
+  const auto channels = [](int64_t num_seqs, int64_t d_inner) {
+    return plan_selective_scan_fwd({num_seqs * 2048, num_seqs, d_inner, 16, 1}, 132).channels;
+  };
+  EXPECT_EQ(channels(8, 1024), 32);
+  EXPECT_EQ(channels(64, 128), 32);
+  EXPECT_EQ(channels(8, 2048), 64);
+  EXPECT_EQ(channels(8, 5120), 64);
+}
+
 TEST(SelectiveScanPlan, StepCoversEveryChannelAndSequence) {
   for (int64_t d_state : {1, 4, 5, 16, 64, 100, 256})
     for (int64_t num_seqs : {1, 7, 128, 131072}) {
