@@ -148,8 +148,7 @@ __global__ void __launch_bounds__(128 * kGroups + 64, 1)
   extern __shared__ char memory[];
   using Product = BatchProduct<kSeqs, kGroups>;
   const Product product(cut, memory);
-  if (Product::warp() == 0) product.init();
-  if (threadIdx.x == 32 * Product::kCopyWarp) prefetch_map(weights), prefetch_map(vectors);
+  product.init(weights, vectors);
   if (const int seq = static_cast<int>(threadIdx.x); seq < product.seqs)
     product.slot[seq] = p.slot ? p.slot[product.seq0 + seq] : product.seq0 + seq;
   __syncthreads();  // the barriers and the slots are there
@@ -179,23 +178,14 @@ __global__ void __launch_bounds__(128 * kGroups + 64, 1)
 #endif
 }
 
-using Kernel = void (*)(CUtensorMap, CUtensorMap, DecoderBatchCut, DecoderBatchIn);
-
-template <int kGroups>
-Kernel kernel_of(int seqs) {
-  return seqs == 16   ? decoder_batch_in<16, kGroups>
-         : seqs == 32 ? decoder_batch_in<32, kGroups>
-         : seqs == 64 ? decoder_batch_in<64, kGroups>
-                      : decoder_batch_in<128, kGroups>;
-}
-
 }  // namespace
 
 void launch_decoder_batch_in(const State& gpu, const DecoderBatchProduct& plan,
                              const DecoderBatchIn& p, const Tensor& weight, const Tensor& x) {
-  launch_batch_product(gpu, "decoder_batch_in",
-                       plan.groups == 1 ? kernel_of<1>(plan.seqs) : kernel_of<2>(plan.seqs), plan,
-                       weight, x, cut_of(plan, x.shape[0], weight.shape[0] / 2), p);
+  launch_batch_product(
+      gpu, "decoder_batch_in",
+      kernel_of(plan, [](auto seqs, auto groups) { return decoder_batch_in<seqs, groups>; }), plan,
+      weight, x, cut_of(plan, x.shape[0], weight.shape[0] / 2), p);
 }
 
 }  // namespace krait::cuda

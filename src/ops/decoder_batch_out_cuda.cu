@@ -131,8 +131,7 @@ __global__ void __launch_bounds__(128 * kGroups + 64, 1)
   extern __shared__ char memory[];
   using Product = BatchProduct<kSeqs, kGroups>;
   const Product product(cut, memory);
-  if (Product::warp() == 0) product.init();
-  if (threadIdx.x == 32 * Product::kCopyWarp) prefetch_map(weights), prefetch_map(vectors);
+  product.init(weights, vectors);
   __syncthreads();  // the barriers are there
   if (p.residual_f32)
     multiply_and_finish<float>(product, weights, vectors, p);
@@ -140,16 +139,6 @@ __global__ void __launch_bounds__(128 * kGroups + 64, 1)
     multiply_and_finish<bf16>(product, weights, vectors, p);
   product.part_from_cluster();
 #endif
-}
-
-using Kernel = void (*)(CUtensorMap, CUtensorMap, DecoderBatchCut, DecoderBatchOut);
-
-template <int kGroups>
-Kernel kernel_of(int seqs) {
-  return seqs == 16   ? decoder_batch_out<16, kGroups>
-         : seqs == 32 ? decoder_batch_out<32, kGroups>
-         : seqs == 64 ? decoder_batch_out<64, kGroups>
-                      : decoder_batch_out<128, kGroups>;
 }
 
 }  // namespace
@@ -164,9 +153,10 @@ DecoderBatchMachine decoder_batch_machine() {
 
 void launch_decoder_batch_out(const State& gpu, const DecoderBatchProduct& plan,
                               const DecoderBatchOut& p, const Tensor& weight, const Tensor& y) {
-  launch_batch_product(gpu, "decoder_batch_out",
-                       plan.groups == 1 ? kernel_of<1>(plan.seqs) : kernel_of<2>(plan.seqs), plan,
-                       weight, y, cut_of(plan, y.shape[0], weight.shape[0]), p);
+  launch_batch_product(
+      gpu, "decoder_batch_out",
+      kernel_of(plan, [](auto seqs, auto groups) { return decoder_batch_out<seqs, groups>; }), plan,
+      weight, y, cut_of(plan, y.shape[0], weight.shape[0]), p);
 }
 
 }  // namespace krait::cuda

@@ -5,6 +5,8 @@
 
 #include <cooperative_groups.h>
 
+#include <type_traits>
+
 #include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/mbarrier.cuh"
@@ -113,8 +115,12 @@ struct BatchProduct {
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ int first_seq(int of) const { return kSeqs * of / cut.split; }
 
-  // One warp.
-  __device__ void init() const {
+  // Every thread; then the block meets.
+  __device__ void init(const CUtensorMap& weight_map, const CUtensorMap& vector_map) const {
+    if (warp() == 0) init_barriers();
+    if (threadIdx.x == 32 * kCopyWarp) prefetch_map(weight_map), prefetch_map(vector_map);
+  }
+  __device__ void init_barriers() const {
     for (const BatchRing* ring : {&weights, &vectors})
       if (lane() < ring->stages) {
         init_mbarrier(ring->full(lane()), 1);
@@ -265,6 +271,19 @@ int clusters_at_once(Kernel kernel, int blocks) {
         "asking for shared memory");
   check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "counting clusters");
   return count;
+}
+
+// The kernel for a plan's sequences and groups: kernel(kSeqs, kGroups), of integral constants.
+template <class Kernels>
+auto kernel_of(const DecoderBatchProduct& plan, Kernels kernel) {
+  const auto of = [&](auto seqs) {
+    return plan.groups == 1 ? kernel(seqs, std::integral_constant<int, 1>())
+                            : kernel(seqs, std::integral_constant<int, 2>());
+  };
+  return plan.seqs == 16   ? of(std::integral_constant<int, 16>())
+         : plan.seqs == 32 ? of(std::integral_constant<int, 32>())
+         : plan.seqs == 64 ? of(std::integral_constant<int, 64>())
+                           : of(std::integral_constant<int, 128>());
 }
 
 // weights: (.., inputs); vectors: (num_seqs, inputs).
