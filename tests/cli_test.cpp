@@ -292,11 +292,17 @@ TEST_F(Cli, BenchesSeveralSequencesAtOnce) {
   ASSERT_EQ(run.status, 0) << run.err;
   const auto result = nlohmann::json::parse(run.out);
   EXPECT_EQ(result["batch"], 3);
+  EXPECT_EQ(result["contexts"], nlohmann::json({5, 9}));
   ASSERT_EQ(result["context_step_us"].size(), 2u);
   for (const auto& step : result["context_step_us"]) EXPECT_GT(step, 0);
   for (const char* rate : {"prefill_tokens_per_s", "first_token_ms", "steady_us_per_token",
                            "decode_tokens_per_s", "decode_gb_per_s"})
     EXPECT_GT(result[rate], 0) << rate;
+}
+
+TEST_F(Cli, BenchRefusesContextsBehindWhichNothingIsWritten) {
+  expect_failure({"bench", "model", "--size", "10m", "--gen", "0", "--contexts", "5"}, 2,
+                 {"--contexts", "--gen"});
 }
 
 // A tiny experiment, in slices: results on stdout and in the folder.

@@ -83,6 +83,8 @@ int run(ModelBenchFlags flags) {
     parse_train("1x512", bench);
   if (bench.train_batch > 0 && bench.quantization != Quantization::none)
     throw UsageError("--train: a quantized model is not trained");
+  if (!bench.contexts.empty() && bench.gen == 0)
+    throw UsageError("--contexts: needs --gen, the tokens to write behind each");
   bench.recompute = recompute_from_name(flags.recompute);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   const ModelBenchResult r = bench_model(*ctx, bench);
@@ -102,6 +104,7 @@ int run(ModelBenchFlags flags) {
                 {"first_token_ms", optional_json(r.first_token_s * 1e3)},
                 {"steady_us_per_token", optional_json(r.steady_token_s * 1e6)},
                 {"decode_gb_per_s", optional_json(r.decode_gb_per_s)},
+                {"contexts", bench.contexts},
                 {"context_step_us", in_microseconds(r.context_step_s)},
                 {"beyond_weights_bytes", r.beyond_weights_bytes},
                 {"train_tokens_per_s", rate_json(r.train)},
@@ -176,7 +179,8 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
       ->capture_default_str();
   command
       ->add_option("--contexts", flags->bench.contexts,
-                   "Also how long a step takes behind so many tokens, several numbers in turns")
+                   "Also how long one of --gen steps takes behind so many tokens; several, "
+                   "e.g. 1024,65536, are measured in turns")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 24));
   command->add_option("--train", flags->train,

@@ -116,6 +116,13 @@ class Writing {
   DecodeBatch batch_;
 };
 
+// The best of several times; on a GPU, where they are not disturbed by others but by its clock, the
+// median.
+double typical(const Context& ctx, std::vector<double>& seconds) {
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[ctx.memory().on_host() ? 0 : seconds.size() / 2];
+}
+
 // Of a step behind each context. They take turns, for a GPU's clock varies by more than they may
 // differ.
 std::vector<double> time_contexts(Context& ctx, const Weights& w, const ModelBench& bench) {
@@ -135,12 +142,9 @@ std::vector<double> time_contexts(Context& ctx, const Weights& w, const ModelBen
       const double s = seconds_of([&] { writings[i].write(bench.gen); });
       if (turn >= 0) seconds[i].push_back(s / static_cast<double>(bench.gen));
     }
-  std::vector<double> medians;
-  for (std::vector<double>& s : seconds) {
-    std::sort(s.begin(), s.end());
-    medians.push_back(s[s.size() / 2]);
-  }
-  return medians;
+  std::vector<double> steps;
+  for (std::vector<double>& s : seconds) steps.push_back(typical(ctx, s));
+  return steps;
 }
 
 }  // namespace
@@ -161,8 +165,7 @@ double time_of(Context& ctx, int repeats, const std::function<void()>& work) {
   for (int i = 0; i < (host ? 1 : 3) && warming < 1; ++i) warming += seconds_of(run);
   std::vector<double> seconds;
   for (int i = 0; i < repeats; ++i) seconds.push_back(seconds_of(run));
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[host ? 0 : seconds.size() / 2];
+  return typical(ctx, seconds);
 }
 
 int64_t device_bytes(const Context& ctx) {

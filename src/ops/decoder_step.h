@@ -44,7 +44,8 @@ struct DecoderStep {
 };
 
 // Whether the context's engine has its own way for this step; then decoder_step does it. The bits
-// of a sequence do not depend on the others; with batch_invariant not on how many there are, either.
+// of a sequence do not depend on the others; with batch_invariant not on how many there are,
+// either.
 bool takes_decoder_step(Context&, const DecoderStep&);
 void decoder_step(Context&, const DecoderStep&);
 
