@@ -31,7 +31,7 @@ __device__ void copy_states(const Product& product, const DecoderBatchIn& p) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += 32 * Product::kCopyWarp) {
     const int run = i / vectors, channel = i % vectors * kVector;
     if (product.row0 + channel < d_inner)
-      copy_async<16>(
+      copy_async_uncached(
           shared_address(product.states + 16 * i),
           states_of<S>(product, p, run / kBefore) + run % kBefore * int64_t{d_inner} + channel);
   }

@@ -64,7 +64,7 @@ class Outputs {
 #pragma unroll
     for (int k = 0; k < kTogether; ++k)
       if (const int seq = seq0 + k * at_once_; seq < product_.seqs)
-        residual_[k] = load_packed<4>(static_cast<const R*>(p_.residual) + place(seq));
+        residual_[k] = load_uncached<4>(static_cast<const R*>(p_.residual) + place(seq));
   }
   __device__ void finish(int seq, Floats<4> r) const {
     Floats<4> m = product_.total(seq, column_), x;

@@ -269,8 +269,9 @@ int clusters_at_once(Kernel kernel, int blocks) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              kDecoderBatchSharedBytes),
         "asking for shared memory");
-  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "counting clusters");
-  return count;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess) return count;
+  cudaGetLastError();  // where a cluster of this size does not fit at all
+  return 0;
 }
 
 // The kernel for a plan's sequences and groups: kernel(kSeqs, kGroups), of integral constants.

@@ -186,12 +186,18 @@ void decoder_step(Context& ctx, const DecoderStep& op) {
   KRAIT_CHECK(plan.usable);
   State& state = state_of(ctx);
   const int64_t num_seqs = op.tokens.shape[0];
-  DecoderArgs args =
-      args_of(op, plan,
-              state.lasting_memory(static_cast<size_t>(plan.exchange_words + kWordsBefore) *
-                                   sizeof(ExchangedWord)));
-  for (int64_t begin = 0; begin < num_seqs; begin += plan.seqs)
-    launch_layers(op, plan, state.stream, begin, std::min(num_seqs, begin + plan.seqs), args);
+  const size_t bytes =
+      static_cast<size_t>(plan.exchange_words + kWordsBefore) * sizeof(ExchangedWord);
+  void* const exchange = state.lasting_memory(bytes);
+  DecoderArgs args = args_of(op, plan, exchange);
+  try {
+    for (int64_t begin = 0; begin < num_seqs; begin += plan.seqs)
+      launch_layers(op, plan, state.stream, begin, std::min(num_seqs, begin + plan.seqs), args);
+  } catch (...) {
+    // A first launch leaves words for the one that did not come.
+    cudaMemsetAsync(exchange, 0, bytes, state.stream);
+    throw;
+  }
 }
 
 }  // namespace krait::cuda

@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int k = 0; k < kRing; ++k) first_slots[k] = k < count ? slot_of(k) : 0;
 #pragma unroll
   for (int k = 0; k < kRing; ++k) {
-    if (k < count) copy_async<16>(ring + k * kRingRow, state_at(first_slots[k]));
+    if (k < count) copy_async_uncached(ring + k * kRingRow, state_at(first_slots[k]));
     end_copies();
   }
   if (thread < count) shared.slot[thread] = slot_of(thread);
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       h[i] = fmaf(exp2_approx(step * (A[i] * kLog2E)), h[i], du * B[i]);
     store_streaming(state_at(shared.slot[s]), h);
     if (s + kRing < count)
-      copy_async<16>(ring + place * kRingRow, state_at(shared.slot[s + kRing]));
+      copy_async_uncached(ring + place * kRingRow, state_at(shared.slot[s + kRing]));
     end_copies();
     const float y = sum_over_states<S>(h, C);
     if (n == 0) shared.delta[s][channel] = y;

@@ -22,6 +22,13 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
                "l"(__cvta_generic_to_global(from)), "n"(kBytes));
 }
 
+// 16 bytes past the first-level cache: what is read once, or before wait_for_earlier_work, when
+// that cache may hold what was there before.
+__device__ __forceinline__ void copy_async_uncached(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)));
+}
+
 // Ends a group of copies.
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;"); }
 

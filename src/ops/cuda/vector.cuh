@@ -59,6 +59,23 @@ __device__ Packed<T, V> load_packed(const T* p) {
   return out;
 }
 
+// The same for 8 or 16 bytes, past the first-level cache: what is read before
+// wait_for_earlier_work, when that cache may hold what was there before.
+template <int V, class T>
+__device__ Packed<T, V> load_uncached(const T* p) {
+  using P = Packed<T, V>;
+  P out;
+  if constexpr (P::kBytes == 16) {
+    const uint4 w = __ldcg(reinterpret_cast<const uint4*>(p));
+    out.word[0] = w.x, out.word[1] = w.y, out.word[2] = w.z, out.word[3] = w.w;
+  } else {
+    static_assert(P::kBytes == 8);
+    const uint2 w = __ldcg(reinterpret_cast<const uint2*>(p));
+    out.word[0] = w.x, out.word[1] = w.y;
+  }
+  return out;
+}
+
 // Byte i of a word of i8, exactly: with its sign bit turned it is b + 128, put behind the exponent
 // of 2^23 a float of that much more. Two operations at full rate; conversions run at a quarter.
 __device__ inline float unpack_int8(uint32_t word, int i) {
