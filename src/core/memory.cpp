@@ -28,12 +28,15 @@ class HeapMemory final : public HostMemory {
 
 }  // namespace
 
-void HostMemory::zero(void* to, size_t bytes) { std::memset(to, 0, bytes); }
-void HostMemory::upload(void* to, const void* host, size_t bytes) { std::memcpy(to, host, bytes); }
-void HostMemory::download(void* host, const void* from, size_t bytes) {
-  std::memcpy(host, from, bytes);
+// Of no bytes the addresses may be null, which memset and memcpy may not be given.
+void HostMemory::zero(void* to, size_t bytes) {
+  if (bytes > 0) std::memset(to, 0, bytes);
 }
-void HostMemory::copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+void HostMemory::upload(void* to, const void* host, size_t bytes) { copy(to, host, bytes); }
+void HostMemory::download(void* host, const void* from, size_t bytes) { copy(host, from, bytes); }
+void HostMemory::copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
 
 Memory& host_memory() {
   static HeapMemory memory;
