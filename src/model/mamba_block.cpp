@@ -22,17 +22,8 @@ struct Projections {
       return columns(x_dbl, begin - width, begin);
     };
     dt = next(c.selective_delta, c.dt_rank);
-    B = as_group(next(c.selective_B, c.d_state));
-    C = as_group(next(c.selective_C, c.d_state));
-  }
-
-  // (tokens, d_state) as (tokens, 1, d_state).
-  static Tensor as_group(Tensor t) {
-    if (!t) return t;
-    t.rank = 3;
-    t.shape = {t.shape[0], 1, t.shape[1]};
-    t.stride = {t.stride[0], t.stride[1] * t.shape[2], t.stride[1]};
-    return t;
+    B = one_group(next(c.selective_B, c.d_state));
+    C = one_group(next(c.selective_C, c.d_state));
   }
 };
 

@@ -2,6 +2,7 @@
 // walks tokens with the last inputs in registers, so that every input is read once from memory (the
 // few tokens at a run's edge are read again, from L2).
 #include "ops/causal_conv1d_plan.h"
+#include "ops/causal_conv1d_taps.cuh"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/f32_states.h"
@@ -85,43 +86,6 @@ struct ConvGrad {
   float* partial;                    // (token_blocks, kConvQuantities, d_inner)
   int64_t dy_stride, dx_stride;      // elements
   int64_t x_step, dy_step, dx_step;  // bytes, back in time
-};
-
-// Weights and bias of V channels, d_conv < 4 with zeros in front.
-template <int V>
-struct Taps {
-  Floats<V> weight[kConvTaps], bias;
-
-  template <class T, class S>
-  __device__ Taps(const Conv<T, S>& op, int64_t channel) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-#pragma unroll
-      for (int k = 0; k < kConvTaps; ++k) {
-        const int tap = k - (kConvTaps - op.d_conv);
-        weight[k][i] = tap >= 0 ? op.weight[(channel + i) * op.d_conv + tap] : 0.0f;
-      }
-      bias[i] = op.bias ? op.bias[channel + i] : 0.0f;
-    }
-  }
-  // d_conv 4, 16-byte aligned: a load for each channel.
-  __device__ Taps(const float* weights, const float* biases, int64_t channel) {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const Floats<4> taps = load_vector<4>(weights + (channel + i) * 4);
-#pragma unroll
-      for (int k = 0; k < kConvTaps; ++k) weight[k][i] = taps[k];
-    }
-    bias = biases ? load_vector<V>(biases + channel) : constant<V>(0);
-  }
-  // One order for every pass, so that whole = split = step by step, bit for bit. x[0] is the
-  // oldest.
-  __device__ float convolve(int i, float x0, float x1, float x2, float x3) const {
-    float s = fmaf(weight[0][i], x0, bias[i]);
-    s = fmaf(weight[1][i], x1, s);
-    s = fmaf(weight[2][i], x2, s);
-    return fmaf(weight[3][i], x3, s);
-  }
 };
 
 // Input t of a sequence that starts at `begin`; before that, of its initial state.

@@ -6,6 +6,7 @@
 
 namespace krait::cuda {
 
+// Of more than kDecoderMaxSeqs sequences, without batch_invariant.
 bool takes_decoder_batch(Context&, const DecoderStep&);
 void decoder_batch(Context&, const DecoderStep&);
 

@@ -3,6 +3,7 @@
 // ends.
 #include <algorithm>
 
+#include "core/error.h"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/tensor_map.h"
@@ -15,8 +16,6 @@ namespace krait::cuda {
 namespace {
 
 constexpr int kThreads = 256, kVector = 8;
-// Fewer go through one persistent kernel.
-constexpr int kMinSeqs = 5;
 
 // Grid: a block for each sequence: its token's row becomes the residual stream r; x = bf16(r norm),
 // and the sum of squares of the row as one tile.
@@ -76,17 +75,10 @@ struct Activations {
     z = take(DType::bf16, n, d_inner);
     y = take(DType::bf16, n, d_inner);
     x_dbl = take(DType::bf16, n, dt_rank + 2 * d_state);
-    squares = take(DType::f32, std::max<int64_t>(1, plan.out.tiles), kDecoderBatchMaxSeqs);
+    squares = take(DType::f32, plan.out.tiles, kDecoderBatchMaxSeqs);
     dt = x_dbl.slice(1, 0, dt_rank);
-    const auto group = [&](int64_t begin) {
-      Tensor t = x_dbl.slice(1, begin, begin + d_state);
-      t.rank = 3;
-      t.shape = {n, 1, d_state};
-      t.stride = {t.stride[0], d_state, 1};
-      return t;
-    };
-    B = group(dt_rank);
-    C = group(dt_rank + d_state);
+    B = one_group(x_dbl.slice(1, dt_rank, dt_rank + d_state));
+    C = one_group(x_dbl.slice(1, dt_rank + d_state, dt_rank + 2 * d_state));
   }
 };
 
@@ -175,10 +167,9 @@ bool scan_projects(const DecoderStep& op) {
 bool takes_decoder_batch(Context& ctx, const DecoderStep& op) {
 #ifdef KRAIT_HAS_SM90A
   const State& gpu = state_of(ctx);
-  const int64_t num_seqs = op.tokens.shape[0];
-  if (gpu.compute_major != 9 || gpu.compute_minor != 0 || ctx.batch_invariant ||
-      num_seqs < kMinSeqs || op.layers.empty() || op.embedding.dtype != DType::bf16 ||
-      op.head.dtype != DType::bf16 || op.layers[0].conv1d_weight.shape[1] != 4)
+  if (gpu.compute_major != 9 || gpu.compute_minor != 0 || op.layers.empty() ||
+      op.embedding.dtype != DType::bf16 || op.head.dtype != DType::bf16 ||
+      op.layers[0].conv1d_weight.shape[1] != 4)
     return false;
   for (const DecoderLayer& l : op.layers) {
     if (!l.dt_proj || l.in_proj.dtype != DType::bf16 || l.out_proj.dtype != DType::bf16 ||
@@ -198,6 +189,7 @@ bool takes_decoder_batch(Context& ctx, const DecoderStep& op) {
 void decoder_batch(Context& ctx, const DecoderStep& op) {
   const Arena::Scope scope(ctx.workspace());
   const DecoderBatchPlan plan = plan_of(op);
+  KRAIT_CHECK(plan.usable);
   const Activations a(ctx, op, plan);
   embed(ctx, op, a);
   int tiles = 1;

@@ -1,4 +1,5 @@
 // in_proj and the convolution of a decoder step of many sequences.
+#include "ops/causal_conv1d_taps.cuh"
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/vector.cuh"
@@ -57,48 +58,24 @@ __device__ void take_scales(const Product& product, const DecoderBatchIn& p) {
   }
 }
 
-// Four neighbouring channels: their taps and biases.
+// Of a thread's four channels; where there are none, of the first.
 struct Channels {
-  Floats<4> tap[4], conv_bias, x_bias, z_bias;
+  Taps<4> taps;
+  Floats<4> x_bias{}, z_bias{};
 
-  __device__ Channels(const DecoderBatchIn& p, int d_inner, int channel, bool there) {
-    const auto load = [&](const float* from, int at) {
-      return from && there ? load_vector<4>(from + at) : Floats<4>{};
-    };
-    // A channel's four taps are neighbours.
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Floats<4> taps = load(p.conv_weight, 4 * (channel + i));
-#pragma unroll
-      for (int k = 0; k < 4; ++k) tap[k][i] = taps[k];
-    }
-    conv_bias = load(p.conv_bias, channel);
-    x_bias = load(p.bias, channel);
-    z_bias = load(p.bias, d_inner + channel);
-  }
-};
-
-// A thread's four channels, of every at_once-th sequence from the first on.
-struct Share {
-  int column, channel, first, at_once;
-  bool there;
-
-  template <class Product>
-  __device__ explicit Share(const Product& product) {
-    const int columns = product.cut.box_rows / 4, thread = static_cast<int>(threadIdx.x);
-    at_once = Product::kThreads / columns;
-    column = thread % columns * 4;
-    channel = product.row0 + column;
-    first = thread / columns;
-    there = first < at_once && channel < product.cut.rows;
+  __device__ Channels(const DecoderBatchIn& p, int d_inner, int channel)
+      : taps(p.conv_weight, p.conv_bias, channel) {
+    if (!p.bias) return;
+    x_bias = load_vector<4>(p.bias + channel);
+    z_bias = load_vector<4>(p.bias + d_inner + channel);
   }
 };
 
 // From the sums to u, z and the states.
 template <class S, class Product>
-__device__ void finish(const Product& product, const DecoderBatchIn& p, const Share& share,
+__device__ void finish(const Product& product, const DecoderBatchIn& p, const BatchShare& share,
                        const Channels& channels) {
-  const DecoderBatchCut& cut = product.cut;
+  const DecoderBatchProduct& cut = product.cut;
   const auto [column, channel, first, at_once, there] = share;
 #pragma unroll 2
   for (int seq = first; there && seq < product.seqs; seq += at_once) {
@@ -116,10 +93,7 @@ __device__ void finish(const Product& product, const DecoderBatchIn& p, const Sh
     x = unpack(pack<bf16>(x));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float s = fmaf(channels.tap[0][i], x0[i], channels.conv_bias[i]);
-      s = fmaf(channels.tap[1][i], x1[i], s);
-      s = fmaf(channels.tap[2][i], x2[i], s);
-      u[i] = silu(fmaf(channels.tap[3][i], x[i], s));
+      u[i] = silu(channels.taps.convolve(i, x0[i], x1[i], x2[i], x[i]));
     }
     const int64_t to = int64_t{product.seq0 + seq} * cut.rows + channel;
     store_vector(p.u + to, u);
@@ -142,7 +116,7 @@ template <int kSeqs, int kGroups>
 __global__ void __launch_bounds__(128 * kGroups + 64, 1)
     decoder_batch_in(const __grid_constant__ CUtensorMap weights,
                      const __grid_constant__ CUtensorMap vectors,
-                     const __grid_constant__ DecoderBatchCut cut,
+                     const __grid_constant__ DecoderBatchProduct cut,
                      const __grid_constant__ DecoderBatchIn p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char memory[];
@@ -153,14 +127,12 @@ __global__ void __launch_bounds__(128 * kGroups + 64, 1)
     product.slot[seq] = p.slot ? p.slot[product.seq0 + seq] : product.seq0 + seq;
   __syncthreads();  // the barriers and the slots are there
   float d[Product::kSums] = {};
-  const Share share(product);
-  const Channels channels(p, cut.rows, share.channel, share.there);
+  const BatchShare share(product);
+  const Channels channels(p, cut.rows, share.there ? share.row : 0);
   if (Product::warp() == Product::kCopyWarp) {
-    if (Product::lane() == 0) product.start(weights);
-    __syncwarp();
+    product.start(weights);
     wait_for_earlier_work();
-    if (Product::lane() == 0) product.stream(weights, vectors);
-    __syncwarp();
+    product.stream(weights, vectors);
     let_next_start();  // not sooner: what it reads then would hold up the last weights
   } else if (Product::warp() == Product::kSideWarp) {
     wait_for_earlier_work();
@@ -185,7 +157,7 @@ void launch_decoder_batch_in(const State& gpu, const DecoderBatchProduct& plan,
   launch_batch_product(
       gpu, "decoder_batch_in",
       kernel_of(plan, [](auto seqs, auto groups) { return decoder_batch_in<seqs, groups>; }), plan,
-      weight, x, cut_of(plan, x.shape[0], weight.shape[0] / 2), p);
+      weight, x, p);
 }
 
 }  // namespace krait::cuda

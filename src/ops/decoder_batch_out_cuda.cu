@@ -10,37 +10,32 @@ namespace {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// A thread's part of the outputs: four of every at_once-th sequence, of which kTogether are asked
-// for before the sums are there.
+// A thread's part of the outputs; residuals of kTogether sequences are asked for before the sums
+// are there.
 template <class R, class Product>
 class Outputs {
  public:
   __device__ Outputs(const Product& product, const DecoderBatchOut& p)
-      : product_(product), p_(p), columns_(product.cut.box_rows / 4) {
-    const int thread = static_cast<int>(threadIdx.x);
-    at_once_ = Product::kThreads / columns_;
-    first_ = thread / columns_;
-    column_ = thread % columns_ * 4;
-    const int row = product.row0 + column_;
-    there_ = first_ < at_once_ && row < product.cut.rows;
-    if (!there_) return;
-    norm_ = load_vector<4>(p.norm + row);
-    if (p.bias) bias_ = load_vector<4>(p.bias + row);
-    fetch(first_);
+      : product_(product), p_(p), share_(product) {
+    if (!share_.there) return;
+    norm_ = load_vector<4>(p.norm + share_.row);
+    if (p.bias) bias_ = load_vector<4>(p.bias + share_.row);
+    fetch(share_.first);
   }
 
   // From the sums to the residual stream, x and the sums of squares.
   __device__ void finish() {
-    for (int seq0 = first_; there_ && seq0 < product_.seqs; seq0 += kTogether * at_once_) {
-      if (seq0 > first_) fetch(seq0);
+    for (int seq0 = share_.first; share_.there && seq0 < product_.seqs;
+         seq0 += kTogether * share_.at_once) {
+      if (seq0 > share_.first) fetch(seq0);
 #pragma unroll
       for (int k = 0; k < kTogether; ++k) {
-        const int seq = seq0 + k * at_once_;
+        const int seq = seq0 + k * share_.at_once;
         if (seq < product_.seqs) finish(seq, unpack(residual_[k]));
       }
     }
     __syncthreads();  // the squares are there
-    const DecoderBatchCut& cut = product_.cut;
+    const DecoderBatchProduct& cut = product_.cut;
     const int seq = static_cast<int>(threadIdx.x);
     if (seq >= product_.seqs) return;
     const int outputs = min(cut.box_rows, cut.rows - product_.row0);
@@ -55,7 +50,7 @@ class Outputs {
   static constexpr int kTogether = 6;
 
   __device__ int64_t place(int seq) const {
-    return int64_t{product_.seq0 + seq} * product_.cut.rows + product_.row0 + column_;
+    return int64_t{product_.seq0 + seq} * product_.cut.rows + share_.row;
   }
   __device__ float* squares(int seq, int column) const {
     return product_.sums + (product_.seq0 + seq) * Product::kPitch + column;
@@ -63,11 +58,11 @@ class Outputs {
   __device__ void fetch(int seq0) {
 #pragma unroll
     for (int k = 0; k < kTogether; ++k)
-      if (const int seq = seq0 + k * at_once_; seq < product_.seqs)
+      if (const int seq = seq0 + k * share_.at_once; seq < product_.seqs)
         residual_[k] = load_uncached<4>(static_cast<const R*>(p_.residual) + place(seq));
   }
   __device__ void finish(int seq, Floats<4> r) const {
-    Floats<4> m = product_.total(seq, column_), x;
+    Floats<4> m = product_.total(seq, share_.column), x;
 #pragma unroll
     for (int i = 0; i < 4; ++i) m[i] += bias_[i];
     m = unpack(pack<bf16>(m));
@@ -79,14 +74,12 @@ class Outputs {
     for (int i = 0; i < 4; ++i) sum = fmaf(r[i], r[i], sum), x[i] = r[i] * norm_[i];
     store_vector(static_cast<R*>(p_.residual) + place(seq), r);
     store_vector(p_.x + place(seq), x);
-    *squares(seq, column_) = sum;
+    *squares(seq, share_.column) = sum;
   }
 
   const Product& product_;
   const DecoderBatchOut& p_;
-  const int columns_;
-  int at_once_, first_, column_;
-  bool there_;
+  const BatchShare share_;
   Floats<4> norm_{}, bias_{};
   Packed<R, 4> residual_[kTogether]{};
 };
@@ -97,16 +90,12 @@ __device__ __forceinline__ void multiply_and_finish(const Product& product,
                                                     const CUtensorMap& vectors,
                                                     const DecoderBatchOut& p) {
   float d[Product::kSums] = {};
-  if (Product::warp() == Product::kCopyWarp) {
-    if (Product::lane() == 0) product.start(weights);
-    __syncwarp();
-  }
+  if (Product::warp() == Product::kCopyWarp) product.start(weights);
   // No work before this kernel that is not done yet writes what is asked for here.
   Outputs<R, Product> outputs(product, p);
   wait_for_earlier_work();
   if (Product::warp() == Product::kCopyWarp) {
-    if (Product::lane() == 0) product.stream(weights, vectors);
-    __syncwarp();
+    product.stream(weights, vectors);
     let_next_start();  // not sooner: what it reads then would hold up the last weights
   } else if (Product::warp() < Product::kCopyWarp) {
     product.multiply(d, Product::warp() / 4);
@@ -125,7 +114,7 @@ template <int kSeqs, int kGroups>
 __global__ void __launch_bounds__(128 * kGroups + 64, 1)
     decoder_batch_out(const __grid_constant__ CUtensorMap weights,
                       const __grid_constant__ CUtensorMap vectors,
-                      const __grid_constant__ DecoderBatchCut cut,
+                      const __grid_constant__ DecoderBatchProduct cut,
                       const __grid_constant__ DecoderBatchOut p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ char memory[];
@@ -156,7 +145,7 @@ void launch_decoder_batch_out(const State& gpu, const DecoderBatchProduct& plan,
   launch_batch_product(
       gpu, "decoder_batch_out",
       kernel_of(plan, [](auto seqs, auto groups) { return decoder_batch_out<seqs, groups>; }), plan,
-      weight, y, cut_of(plan, y.shape[0], weight.shape[0]), p);
+      weight, y, p);
 }
 
 }  // namespace krait::cuda

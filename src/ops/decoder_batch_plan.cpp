@@ -17,14 +17,19 @@ constexpr int64_t kMaxWidth = 3072;
 
 // The rows of the matrix and the inputs cut so that all blocks run at once and a block reads least:
 // its rows' part of the weights, and the same part of all vectors, which come from the L2 cache.
-DecoderBatchProduct plan_product(int64_t rows, int boxes, int64_t inputs, int seqs, int state_bytes,
-                                 int max_split, const DecoderBatchMachine& machine) {
+DecoderBatchProduct plan_product(int64_t rows, int boxes, int64_t inputs, int64_t num_seqs,
+                                 int state_bytes, int max_split,
+                                 const DecoderBatchMachine& machine) {
   DecoderBatchProduct best;
   int64_t least = 0;
+  int seqs = 16;
+  while (seqs < num_seqs) seqs *= 2;
   for (int split = 1; split <= max_split; ++split) {
     const int64_t clusters = machine.clusters[static_cast<size_t>(split)];
     if (clusters == 0) continue;
     DecoderBatchProduct p;
+    p.num_seqs = static_cast<int>(num_seqs);
+    p.rows = static_cast<int>(rows);
     p.seqs = seqs;
     p.boxes = boxes;
     p.box_rows = static_cast<int>(8 * ceil_div(ceil_div(rows, clusters), 8));
@@ -73,10 +78,9 @@ DecoderBatchPlan plan_decoder_batch(const DecoderBatchShape& s,
       s.d_inner % 8 != 0 || s.d_model >= int64_t{1} << 24 || s.d_inner >= int64_t{1} << 24 ||
       (s.d_model > kMaxWidth && s.state_bytes == 4))
     return plan;
-  int seqs = 16;
-  while (seqs < s.num_seqs) seqs *= 2;
-  plan.in = plan_product(s.d_inner, 2, s.d_model, seqs, 3 * s.state_bytes, kMaxInSplit, machine);
-  plan.out = plan_product(s.d_model, 1, s.d_inner, seqs, 0, kDecoderBatchMaxSplit, machine);
+  plan.in =
+      plan_product(s.d_inner, 2, s.d_model, s.num_seqs, 3 * s.state_bytes, kMaxInSplit, machine);
+  plan.out = plan_product(s.d_model, 1, s.d_inner, s.num_seqs, 0, kDecoderBatchMaxSplit, machine);
   for (const DecoderBatchProduct* p : {&plan.in, &plan.out})
     if (p->split == 0 || p->shared_bytes() > kDecoderBatchSharedBytes) return plan;
   plan.usable = true;

@@ -29,7 +29,8 @@ inline constexpr int kDecoderBatchSharedBytes = 220 << 10;  // at most
 // rows of the matrix; each block takes a part of the inputs, a step at a time, and at the end a
 // part of the sequences.
 struct DecoderBatchProduct {
-  int seqs = 0;  // of the tensor cores' tile: 16, 32, 64 or 128
+  int num_seqs = 0, rows = 0;  // rows: of the matrix, for each box of a cluster
+  int seqs = 0;                // of the tensor cores' tile: 16, 32, 64 or 128
   int boxes = 0, box_rows = 0;
   int groups = 0;  // of kDecoderBatchGroup rows in a block, of which some may be empty
   int split = 0;

@@ -17,24 +17,7 @@
 
 namespace krait::cuda {
 
-// What a kernel is told of its product.
-struct DecoderBatchCut {
-  int num_seqs, rows;  // of the matrix, a box's kind: d_inner (x or z), d_model
-  int boxes, box_rows, split, steps, weight_stages, vector_stages;
-  int state_bytes;
-};
-
-inline DecoderBatchCut cut_of(const DecoderBatchProduct& p, int64_t num_seqs, int64_t rows) {
-  return {.num_seqs = static_cast<int>(num_seqs),
-          .rows = static_cast<int>(rows),
-          .boxes = p.boxes,
-          .box_rows = p.box_rows,
-          .split = p.split,
-          .steps = p.steps,
-          .weight_stages = p.weight_stages,
-          .vector_stages = p.vector_stages,
-          .state_bytes = p.state_bytes};
-}
+static_assert(kDecoderBatchStep * 2 == kTileBytes);  // a tile's row is a step of inputs
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -68,7 +51,7 @@ struct BatchProduct {
   static constexpr int kCopyWarp = 4 * kGroups, kSideWarp = kCopyWarp + 1;
   static constexpr int kSums = kSeqs / 2;  // of a thread
 
-  const DecoderBatchCut& cut;
+  const DecoderBatchProduct& cut;
   int part, row0, first_step, steps;
   int seq0, seqs;  // that this block finishes
   BatchRing weights, vectors;
@@ -81,7 +64,7 @@ struct BatchProduct {
   float* scale;
   int* slot;
 
-  __device__ BatchProduct(const DecoderBatchCut& c, char* memory)
+  __device__ BatchProduct(const DecoderBatchProduct& c, char* memory)
       : cut(c),
         part(static_cast<int>(cooperative_groups::this_cluster().block_rank())),
         row0(static_cast<int>(blockIdx.x) / c.split * c.box_rows) {
@@ -146,12 +129,19 @@ struct BatchProduct {
     copy_tile(vectors.tile(s), map, 0, (first_step + step) * kStep, vectors.full(s));
   }
 
-  // One thread, before the vectors are there: the first steps' weights.
+  // The copying warp, before the vectors are there: the first steps' weights.
   __device__ void start(const CUtensorMap& map) const {
-    for (int s = 0; s < min(weights.stages, steps); ++s) copy_weights(map, s, s);
+    if (lane() == 0)
+      for (int s = 0; s < min(weights.stages, steps); ++s) copy_weights(map, s, s);
+    __syncwarp();
   }
-  // The same thread, then: the rest.
+  // Then: the rest.
   __device__ void stream(const CUtensorMap& weight_map, const CUtensorMap& vector_map) const {
+    if (lane() == 0) stream_by_one(weight_map, vector_map);
+    __syncwarp();
+  }
+  __device__ void stream_by_one(const CUtensorMap& weight_map,
+                                const CUtensorMap& vector_map) const {
     for (int s = 0; s < min(vectors.stages, steps); ++s) copy_vectors(vector_map, s, s);
     BatchStage w, v;
     for (int step = 0; step < steps; ++step) {
@@ -250,6 +240,24 @@ struct BatchProduct {
   }
 };
 
+// A thread's part of what a block finishes: four neighbouring rows of the matrix (of a box), of
+// every at_once-th of the block's sequences from the first on.
+struct BatchShare {
+  int column, row;  // in the block's box, in all
+  int first, at_once;
+  bool there;
+
+  template <class Product>
+  __device__ explicit BatchShare(const Product& product) {
+    const int columns = product.cut.box_rows / 4, thread = static_cast<int>(threadIdx.x);
+    at_once = Product::kThreads / columns;
+    column = thread % columns * 4;
+    row = product.row0 + column;
+    first = thread / columns;
+    there = first < at_once && row < product.cut.rows;
+  }
+};
+
 #endif
 
 // How many clusters of so many blocks of this kernel, each with a multiprocessor of its own, run at
@@ -291,7 +299,7 @@ auto kernel_of(const DecoderBatchProduct& plan, Kernels kernel) {
 template <class Kernel, class Args>
 void launch_batch_product(const State& gpu, const char* name, Kernel kernel,
                           const DecoderBatchProduct& plan, const Tensor& weights,
-                          const Tensor& vectors, const DecoderBatchCut& cut, const Args& args) {
+                          const Tensor& vectors, const Args& args) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              kDecoderBatchSharedBytes),
         "asking for shared memory");
@@ -300,7 +308,7 @@ void launch_batch_product(const State& gpu, const char* name, Kernel kernel,
                     .block = static_cast<unsigned>(plan.threads()),
                     .shared_bytes = static_cast<size_t>(plan.shared_bytes()),
                     .cluster = static_cast<unsigned>(plan.split)},
-                   tensor_map(weights, plan.box_rows), tensor_map(vectors, plan.seqs), cut, args);
+                   tensor_map(weights, plan.box_rows), tensor_map(vectors, plan.seqs), plan, args);
 }
 
 }  // namespace krait::cuda

@@ -159,15 +159,17 @@ void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStrea
   }
 }
 
+// Not by the persistent kernel, which is for few sequences, or for any number in groups.
+bool as_batch(const Context& ctx, const DecoderStep& op) {
+  return op.tokens.shape[0] > kDecoderMaxSeqs && !ctx.batch_invariant;
+}
+
 }  // namespace
 
 bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
-  if (takes_decoder_batch(ctx, op)) return true;
+  if (as_batch(ctx, op)) return takes_decoder_batch(ctx, op);
   const State& state = state_of(ctx);
   if (!state.cooperative || op.embedding.dtype != DType::bf16 || op.layers.empty()) return false;
-  // More sequences are faster by the ops, whose products then take all of them at once.
-  const int64_t num_seqs = op.tokens.shape[0];
-  if (num_seqs > kDecoderMaxSeqs && !ctx.batch_invariant) return false;
   for (const DecoderLayer& l : op.layers) {
     if (l.in_proj.dtype != op.head.dtype || l.out_proj.dtype != op.head.dtype) return false;
     for (const Tensor* t :
@@ -177,11 +179,11 @@ bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
   if (!aligned(op.embedding) || !aligned(op.head) || !aligned(op.norm_f)) return false;
   const DecoderStepPlan plan = plan_of(ctx, op);
   // A launch for each sequence would read the weights as often.
-  return plan.usable && (num_seqs <= plan.seqs || ctx.batch_invariant);
+  return plan.usable && (op.tokens.shape[0] <= plan.seqs || ctx.batch_invariant);
 }
 
 void decoder_step(Context& ctx, const DecoderStep& op) {
-  if (takes_decoder_batch(ctx, op)) return decoder_batch(ctx, op);
+  if (as_batch(ctx, op)) return decoder_batch(ctx, op);
   const DecoderStepPlan plan = plan_of(ctx, op);
   KRAIT_CHECK(plan.usable);
   State& state = state_of(ctx);

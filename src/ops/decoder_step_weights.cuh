@@ -63,7 +63,7 @@ struct WeightRing {
       init_mbarrier(emptied + 8 * static_cast<uint32_t>(i), kDecoderWarps / kDecoderGroups);
     }
 #if __CUDA_ARCH__ >= 900
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // for the copies
+    publish_mbarriers();  // to the copies
 #endif
   }
 };
@@ -134,10 +134,7 @@ __device__ __forceinline__ void copy_piece(const Piece& p, uint32_t to, uint32_t
 #pragma unroll
     for (int i = 16 * lane; i < kDecoderPieceBytes; i += 16 * 32)
       if (i < p.bytes)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                         to + static_cast<uint32_t>(row * kDecoderPiecePitch + i)),
-                     "l"(__cvta_generic_to_global(from + i))
-                     : "memory");
+        copy_async_uncached(to + static_cast<uint32_t>(row * kDecoderPiecePitch + i), from + i);
   }
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(filled) : "memory");
 #endif

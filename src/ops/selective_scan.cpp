@@ -38,6 +38,14 @@ void check_saved(const Context& ctx, const SelectiveScan& op, const Shape& s) {
 
 }  // namespace
 
+Tensor one_group(Tensor t) {
+  if (!t) return t;
+  t.rank = 3;
+  t.shape = {t.shape[0], 1, t.shape[1]};
+  t.stride = {t.stride[0], t.stride[1] * t.shape[2], t.stride[1]};
+  return t;
+}
+
 Cost selective_scan_cost(const SelectiveScan& op) {
   const double elements = static_cast<double>(op.u.size()),
                d_state = static_cast<double>(op.A.shape[1]);

@@ -37,6 +37,9 @@ struct SelectiveScan {
   bool settled = false;
 };
 
+// B or C of one group, (tokens, d_state), as (tokens, 1, d_state); none stays none.
+Tensor one_group(Tensor);
+
 // _bwd reads the inputs of the op, op.saved when it is there (else it scans once more), and
 // op.state, which holds the INITIAL state (as it was before _fwd), in f32. It does not read op.y,
 // but gives it once more where it is wanted, so that nobody need keep it. Where an input has row

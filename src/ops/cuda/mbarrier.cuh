@@ -22,7 +22,7 @@ __device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {
                : "memory");
 }
 
-// Barriers that were initialised are so for the whole cluster, once the latter has met.
+// Barriers that were initialised are so for copies, and for the whole cluster once it has met.
 __device__ __forceinline__ void publish_mbarriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -36,9 +36,7 @@ __device__ __forceinline__ void arrive_in_cluster() {
 __device__ __forceinline__ void wait_for_cluster() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-#endif
 
-#if __CUDA_ARCH__ >= 900
 // True in one lane of a warp, all of whose lanes call it.
 __device__ __forceinline__ bool elect_one() {
   uint32_t elected;
