@@ -198,14 +198,20 @@ void decoder_batch(Context& ctx, const DecoderStep& op) {
     run_layer(ctx, op, plan, a, op.layers[i], tiles, last ? op.norm_f : op.layers[i + 1].norm);
     tiles = static_cast<int>(plan.out.tiles);
   }
+  decoder_logits(ctx, op, a.residual);
+}
+
+void decoder_logits(Context& ctx, const DecoderStep& op, const Tensor& residual) {
+  const Arena::Scope scope(ctx.workspace());
+  const Tensor x = ctx.workspace().tensor(DType::bf16, {residual.shape[0], residual.shape[1]});
   krait::rms_norm_fwd(ctx, {.x = {},
-                            .residual_in = a.residual,
+                            .residual_in = residual,
                             .residual_out = {},
                             .weight = op.norm_f,
-                            .y = a.x,
+                            .y = x,
                             .rstd = {},
                             .eps = op.norm_eps});
-  krait::linear_fwd(ctx, {.x = a.x, .weight = op.head, .bias = {}, .y = op.logits});
+  krait::linear_fwd(ctx, {.x = x, .weight = op.head, .bias = {}, .y = op.logits});
 }
 
 }  // namespace krait::cuda

@@ -5,6 +5,7 @@
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
 #include "ops/decoder_batch.h"
+#include "ops/decoder_cluster.h"
 #include "ops/decoder_step.h"
 #include "ops/decoder_step_block.cuh"
 
@@ -167,7 +168,7 @@ bool as_batch(const Context& ctx, const DecoderStep& op) {
 }  // namespace
 
 bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
-  if (as_batch(ctx, op)) return takes_decoder_batch(ctx, op);
+  if (as_batch(ctx, op)) return takes_decoder_cluster(ctx, op) || takes_decoder_batch(ctx, op);
   const State& state = state_of(ctx);
   if (!state.cooperative || op.embedding.dtype != DType::bf16 || op.layers.empty()) return false;
   for (const DecoderLayer& l : op.layers) {
@@ -183,7 +184,8 @@ bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
 }
 
 void decoder_step(Context& ctx, const DecoderStep& op) {
-  if (as_batch(ctx, op)) return decoder_batch(ctx, op);
+  if (as_batch(ctx, op))
+    return takes_decoder_cluster(ctx, op) ? decoder_cluster(ctx, op) : decoder_batch(ctx, op);
   const DecoderStepPlan plan = plan_of(ctx, op);
   KRAIT_CHECK(plan.usable);
   State& state = state_of(ctx);

@@ -41,6 +41,18 @@ __device__ __forceinline__ void copy_tile_once(uint32_t to, const CUtensorMap& m
 #endif
 }
 
+// Contiguous bytes of global memory, a multiple of 16 from a multiple of 16 on.
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, int bytes,
+                                          uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+      : "memory");
+#endif
+}
+
 // What this thread wrote to shared memory, to copies that are started behind the next barrier.
 __device__ __forceinline__ void publish_to_copies() {
 #if __CUDA_ARCH__ >= 900

@@ -18,6 +18,14 @@ __device__ __forceinline__ uint64_t tile_descriptor(uint32_t address) {
   return kSwizzle128 | kEightRows | uint64_t{1} << 16 | (address & 0x3ffff) >> 4;
 }
 
+// An operand without a swizzle: blocks of eight rows of 16 bytes each, 128 bytes from a multiple of
+// 16 on; so many bytes from one block to the next along the depth, and along the rows.
+__device__ __forceinline__ uint64_t blocks_descriptor(uint32_t address, int depth_step,
+                                                      int row_step) {
+  return static_cast<uint64_t>(row_step / 16) << 32 | static_cast<uint64_t>(depth_step / 16) << 16 |
+         (address & 0x3ffff) >> 4;
+}
+
 // Before the first product that reads or adds to registers which other instructions wrote.
 __device__ __forceinline__ void begin_products() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -32,6 +40,13 @@ __device__ __forceinline__ void wait_for_products() {
 }
 
 // d (64 x N) += a (64 x 16) b (N x 16)^T
+__device__ __forceinline__ void multiply_tiles(float (&d)[4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a), "l"(b));
+}
+
 __device__ __forceinline__ void multiply_tiles(float (&d)[8], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
@@ -39,6 +54,16 @@ __device__ __forceinline__ void multiply_tiles(float (&d)[8], uint64_t a, uint64
       "}, %8, %9, 1, 1, 1, 0, 0;"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
         "+f"(d[7])
+      : "l"(a), "l"(b));
+}
+
+__device__ __forceinline__ void multiply_tiles(float (&d)[12], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+      "}, %12, %13, 1, 1, 1, 0, 0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11])
       : "l"(a), "l"(b));
 }
 

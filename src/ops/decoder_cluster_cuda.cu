@@ -1,0 +1,95 @@
+// Decoder step of many sequences through a small model on the GPU: one kernel for all layers, then
+// the norm and the head as ops.
+#include <algorithm>
+
+#include "core/error.h"
+#include "ops/cuda/arguments.h"
+#include "ops/decoder_batch.h"
+#include "ops/decoder_cluster.h"
+#include "ops/decoder_cluster_kernel.h"
+
+namespace krait::cuda {
+namespace {
+
+DecoderClusterPlan plan_of(Context& ctx, const DecoderStep& op) {
+  const DecoderLayer& l = op.layers[0];
+  const size_t shared_bytes = state_of(ctx).shared_bytes_per_block;
+  static const int clusters = clusters_at_once(shared_bytes);
+  return plan_decoder_cluster({.num_seqs = op.tokens.shape[0],
+                               .n_layer = static_cast<int64_t>(op.layers.size()),
+                               .d_model = op.norm_f.shape[0],
+                               .d_inner = l.D.shape[0],
+                               .d_state = l.A.shape[1],
+                               .d_conv = l.conv1d_weight.shape[1],
+                               .dt_rank = l.dt_proj.shape[1],
+                               .state_bytes = static_cast<int>(size_of(l.ssm.dtype))},
+                              clusters, shared_bytes);
+}
+
+DecoderClusterLayer args_of(const DecoderLayer& l, const DecoderClusterPlan& plan) {
+  return {.in_proj = tensor_map(l.in_proj, plan.channels),
+          .x_proj = tensor_map(l.x_proj, plan.x_proj_rows),
+          .dt_proj = tensor_map(l.dt_proj, plan.channels),
+          .out_proj = tensor_map(l.out_proj, plan.outputs),
+          .norm = f32(l.norm),
+          .in_bias = f32(l.in_proj_bias),
+          .conv_weight = f32(l.conv1d_weight),
+          .conv_bias = f32(l.conv1d_bias),
+          .dt_bias = f32(l.dt_proj_bias),
+          .A = f32(l.A),
+          .D = f32(l.D),
+          .out_bias = f32(l.out_proj_bias),
+          .conv = l.conv.data,
+          .ssm = l.ssm.data};
+}
+
+bool takes_layer(const DecoderLayer& l) {
+  if (!l.dt_proj) return false;
+  for (const Tensor* t : {&l.in_proj, &l.x_proj, &l.dt_proj, &l.out_proj})
+    if (!tiles_possible(*t)) return false;
+  return std::ranges::all_of(
+      std::initializer_list<const Tensor*>{&l.norm, &l.in_proj_bias, &l.conv1d_weight,
+                                           &l.conv1d_bias, &l.A, &l.D, &l.out_proj_bias, &l.conv,
+                                           &l.ssm},
+      [](const Tensor* t) { return aligned(*t); });
+}
+
+}  // namespace
+
+bool takes_decoder_cluster(Context& ctx, const DecoderStep& op) {
+#ifdef KRAIT_HAS_SM90A
+  const State& gpu = state_of(ctx);
+  return gpu.compute_major == 9 && gpu.compute_minor == 0 && !op.layers.empty() &&
+         op.embedding.dtype == DType::bf16 && op.head.dtype == DType::bf16 &&
+         aligned(op.embedding) && std::ranges::all_of(op.layers, takes_layer) &&
+         plan_of(ctx, op).usable;
+#else
+  static_cast<void>(ctx), static_cast<void>(op);
+  return false;
+#endif
+}
+
+void decoder_cluster(Context& ctx, const DecoderStep& op) {
+  const Arena::Scope scope(ctx.workspace());
+  const DecoderClusterPlan plan = plan_of(ctx, op);
+  KRAIT_CHECK(plan.usable);
+  const int64_t num_seqs = op.tokens.shape[0], d_model = op.norm_f.shape[0];
+  const Tensor residual = ctx.workspace().tensor(op.residual_dtype, {num_seqs, d_model});
+  DecoderClusterArgs args{};
+  std::ranges::transform(op.layers, args.layer,
+                         [&](const DecoderLayer& l) { return args_of(l, plan); });
+  args.cut = plan;
+  args.n_layer = static_cast<int>(op.layers.size());
+  args.num_seqs = static_cast<int>(num_seqs);
+  args.tokens = op.tokens.ptr<int32_t>();
+  args.slot = i32(op.slot);
+  args.embedding = op.embedding.ptr<bf16>();
+  args.residual = residual.data;
+  args.eps = op.norm_eps;
+  args.per_d_model = 1.0f / static_cast<float>(d_model);
+  args.residual_f32 = op.residual_dtype == DType::f32;
+  launch_decoder_cluster(state_of(ctx), args, op.layers[0].ssm.dtype == DType::bf16);
+  decoder_logits(ctx, op, residual);
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,99 @@
+// The kernel of a decoder step by clusters, for exactly compute capability 9.0.
+#include "ops/cuda/dependent_launch.cuh"
+#include "ops/decoder_cluster_copies.cuh"
+#include "ops/decoder_cluster_kernel.h"
+#include "ops/decoder_cluster_layer.cuh"
+
+namespace krait::cuda {
+namespace {
+
+constexpr int kThreads = kClusterAllThreads;
+
+// Grid: clusters of kClusterBlocks blocks, all of them at once, each with sequences of its own
+// (decoder_cluster_plan.h). A block owns channels and outputs of every layer and reads its part of
+// the weights once, from the L2 cache when another cluster was there before: one warp copies them
+// and the states into a ring of stages, past everything that is awaited. Products go through the
+// tensor cores, sequences along their columns. u never leaves its block: x_proj is multiplied by
+// parts of its inputs. The blocks of a cluster exchange x (bf16(r norm), with sums of r^2, by whose
+// mean in_proj's sums are divided), the parts of x_dbl's sums, x_dbl, and y, eight sequences at a
+// time while the others are scanned: all of it from shared memory to shared memory. Numerics: sums
+// in f32, of out_proj by warpgroups, then in order; of x_proj by blocks, then in order; rounded to
+// bf16 where the ops' outputs are.
+template <int kSeqs, class S>
+__global__ void __launch_bounds__(kThreads, 1)
+    decoder_cluster_layers(const __grid_constant__ DecoderClusterArgs args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ char memory[];
+  const ClusterBlock<kSeqs> block(args, memory);
+  if (threadIdx.x == 0) block.init_barriers();
+  wait_for_earlier_work();
+  if (const int seq = static_cast<int>(threadIdx.x); seq < block.seqs)
+    block.template at<int>(args.cut.shared.slots)[seq] =
+        args.slot ? args.slot[block.seq0 + seq] : block.seq0 + seq;
+  __syncthreads();  // the slots are there
+  arrive_in_cluster();
+  wait_for_cluster();  // the barriers are there
+  if (block.warp() == kClusterCopyWarp) {
+    if (elect_one()) ClusterStream<kSeqs, S>(block).run();
+  } else if (block.warp() > kClusterCopyWarp) {
+    ClusterSender<kSeqs>(block, block.warp() - kClusterCopyWarp - 1).run();
+  } else {
+    ClusterLayers<kSeqs, S>(block).run();
+  }
+  __syncwarp();
+  arrive_in_cluster();
+  wait_for_cluster();  // what was sent to or by this block has arrived
+#endif
+}
+
+template <class S>
+auto kernel_for(int seqs) {
+  return seqs == 8    ? decoder_cluster_layers<8, S>
+         : seqs == 16 ? decoder_cluster_layers<16, S>
+                      : decoder_cluster_layers<24, S>;
+}
+
+template <class Kernel>
+void allow(Kernel kernel, size_t shared_bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "asking for large clusters");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+}
+
+}  // namespace
+
+int clusters_at_once(size_t shared_bytes) {
+  const auto kernel = kernel_for<float>(kClusterMaxSeqs);
+  allow(kernel, shared_bytes);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kClusterBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kClusterBlocks);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess) return count;
+  cudaGetLastError();  // where such a cluster does not fit at all
+  return 0;
+}
+
+void launch_decoder_cluster(const State& gpu, const DecoderClusterArgs& args, bool bf16_states) {
+  const auto launch = [&](auto kernel) {
+    const auto shared_bytes = static_cast<size_t>(args.cut.shared.bytes) + kClusterAlignment;
+    allow(kernel, shared_bytes);
+    launch_dependent(gpu, "decoder_cluster_layers", kernel,
+                     {.grid = dim3(static_cast<unsigned>(args.cut.clusters * kClusterBlocks)),
+                      .block = kThreads,
+                      .shared_bytes = shared_bytes,
+                      .cluster = kClusterBlocks},
+                     args);
+  };
+  bf16_states ? launch(kernel_for<bf16>(args.cut.seqs)) : launch(kernel_for<float>(args.cut.seqs));
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,100 @@
+#include "ops/decoder_cluster_plan.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace krait::cuda {
+namespace {
+
+constexpr int kRowBytes = kClusterTile * 2;  // of a tile
+// Fewer would leave memory idle while a block awaits others.
+constexpr int kMinStages = 3;
+// Of the barriers: two for each stage, then one for each thing that is awaited.
+constexpr int kBarrierBytes = 8 * (2 * kClusterMaxStages + 6 + kClusterMaxOctets);
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
+bool possible(const DecoderClusterShape& s) {
+  return s.num_seqs >= 1 && s.n_layer >= 1 && s.n_layer <= kClusterMaxLayers &&
+         s.d_state == kClusterStates && s.d_conv == kClusterBefore + 1 &&
+         s.d_model % (8 * kClusterBlocks) == 0 && s.d_model <= kClusterTile * kClusterBlocks &&
+         // Whole k-steps of the tensor cores for each block.
+         s.d_inner % (16 * kClusterBlocks) == 0 &&
+         2 * s.d_inner <= kClusterGroups * kClusterTiles * kClusterTile * kClusterBlocks &&
+         s.dt_rank >= 8 && s.dt_rank % 8 == 0 && s.x_proj_rows() <= kClusterGroups * kClusterTile;
+}
+
+// The most that a block copies at a time: a step of inputs of in_proj, all of x_proj, of dt_proj
+// with A and D, or a step for each warpgroup of out_proj.
+int stage_bytes(const DecoderClusterPlan& p) {
+  const int x_proj = p.u_width / kClusterTile * p.x_proj_rows * kRowBytes;
+  const int scan = p.channels * (ceil_div(p.dt_rank, kClusterTile) * kRowBytes +
+                                 kClusterStates * 4 + 4);
+  return round_up(std::max({2 * p.channels * kRowBytes, x_proj, scan,
+                            kClusterGroups * p.outputs * kRowBytes}),
+                  kClusterAlignment);
+}
+
+DecoderClusterShared lay_out(const DecoderClusterPlan& p, int state_bytes, int ring_bytes) {
+  DecoderClusterShared s;
+  int at = ring_bytes;
+  const auto take = [&](int bytes) { return std::exchange(at, at + round_up(bytes, 128)); };
+  s.x = take(p.seqs * p.d_model * 2);
+  const int behind_x = std::exchange(at, s.x);
+  s.u = take(p.seqs * p.u_width * 2);
+  s.z = take(p.seqs * p.channels * 2);
+  s.x_dbl = take(p.seqs * p.x_proj_rows * 2);
+  s.parts = s.steps = at;
+  take(std::max(p.seqs * p.x_proj_rows * 4, p.seqs * p.channels * 8));
+  at = std::max(at, behind_x);
+  s.y = take(p.seqs * p.d_inner * 2);
+  const int behind_y = std::exchange(at, s.y);
+  s.conv = take(p.seqs * kClusterBefore * p.channels * state_bytes);
+  s.sums = take(p.seqs * p.sums_pitch() * 4);
+  s.out_sums = take(kClusterGroups * p.seqs * p.out_pitch() * 4);
+  at = std::max(at, behind_y);
+  s.received = take(kClusterBlocks * p.own_runs() * 32);
+  s.A = take(p.channels * kClusterStates * 4);
+  s.D = take(p.channels * 4);
+  s.squares = take(kClusterBlocks * p.seqs * 4);
+  s.row_squares = take(p.seqs * p.outputs);
+  s.scale = take(p.seqs * 4);
+  s.residual = take(p.seqs * p.outputs * 4);
+  s.slots = take(p.seqs * 4);
+  s.barriers = take(kBarrierBytes);
+  s.bytes = at;
+  return s;
+}
+
+}  // namespace
+
+DecoderClusterPlan plan_decoder_cluster(const DecoderClusterShape& s, int clusters,
+                                        size_t shared_bytes) {
+  DecoderClusterPlan p;
+  if (!possible(s) || clusters < 1) return p;
+  p.clusters = static_cast<int>(std::min<int64_t>(clusters, s.num_seqs));
+  const int64_t most = (s.num_seqs + p.clusters - 1) / p.clusters;
+  if (most > kClusterMaxSeqs) return p;
+  p.seqs = round_up(static_cast<int>(most), kClusterOctet);
+  p.d_model = static_cast<int>(s.d_model);
+  p.d_inner = static_cast<int>(s.d_inner);
+  p.channels = p.d_inner / kClusterBlocks;
+  p.u_width = round_up(p.channels, kClusterTile);
+  p.outputs = p.d_model / kClusterBlocks;
+  p.x_proj_rows = static_cast<int>(s.x_proj_rows());
+  p.dt_rank = static_cast<int>(s.dt_rank);
+  p.stage_bytes = stage_bytes(p);
+  for (p.state_seqs = kClusterOctet;
+       p.state_seqs * p.channels * kClusterStates * s.state_bytes > p.stage_bytes;)
+    p.state_seqs /= 2;
+  const int room =
+      static_cast<int>(shared_bytes) - kClusterAlignment - lay_out(p, s.state_bytes, 0).bytes;
+  p.stages = std::min(room / p.stage_bytes, kClusterMaxStages);
+  if (p.stages < kMinStages) return p;
+  p.shared = lay_out(p, s.state_bytes, p.stages * p.stage_bytes);
+  p.usable = true;
+  return p;
+}
+
+}  // namespace krait::cuda

@@ -1,0 +1,143 @@
+#include "ops/decoder_cluster_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace krait::cuda {
+namespace {
+
+constexpr size_t kSharedBytes = 227 << 10;
+
+DecoderClusterShape shape(int64_t num_seqs, int64_t d_model, int64_t dt_rank, int64_t n_layer = 24,
+                          int state_bytes = 4) {
+  return {.num_seqs = num_seqs,
+          .n_layer = n_layer,
+          .d_model = d_model,
+          .d_inner = 2 * d_model,
+          .d_state = 16,
+          .d_conv = 4,
+          .dt_rank = dt_rank,
+          .state_bytes = state_bytes};
+}
+
+struct Range {
+  int begin, bytes;
+};
+
+// What is in use at the same time does not overlap, and ends before the next thing.
+void expect_apart(std::vector<Range> ranges, int end) {
+  std::ranges::sort(ranges, {}, &Range::begin);
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    EXPECT_EQ(ranges[i].begin % 16, 0);
+    EXPECT_LE(ranges[i].begin + ranges[i].bytes, i + 1 < ranges.size() ? ranges[i + 1].begin : end);
+  }
+}
+
+void expect_whole(const DecoderClusterPlan& p, const DecoderClusterShape& s, int clusters) {
+  EXPECT_LE(p.clusters, clusters);
+  EXPECT_LE(p.clusters, s.num_seqs);
+  EXPECT_GE(int64_t{p.clusters} * p.seqs, s.num_seqs);
+  EXPECT_EQ(p.channels * kClusterBlocks, s.d_inner);
+  EXPECT_EQ(p.outputs * kClusterBlocks, s.d_model);
+  EXPECT_GE(p.u_width, p.channels);
+  EXPECT_GE(p.own_runs() * kClusterBlocks * 8, p.x_proj_rows * p.seqs);
+  // Tiles, and stages, begin where the swizzle repeats.
+  EXPECT_EQ(p.stage_bytes % kClusterAlignment, 0);
+  EXPECT_EQ(p.channels % 8, 0);
+  EXPECT_EQ(p.outputs % 8, 0);
+  EXPECT_GE(p.stages, 3);
+  EXPECT_LE(p.stages, kClusterMaxStages);
+  EXPECT_EQ(kClusterOctet % p.state_seqs, 0);
+  EXPECT_LE(p.state_seqs * p.channels * kClusterStates * s.state_bytes, p.stage_bytes);
+  EXPECT_LE(static_cast<size_t>(p.shared.bytes + kClusterAlignment), kSharedBytes);
+
+  const DecoderClusterShared& m = p.shared;
+  const int ring = p.stages * p.stage_bytes, vectors = p.seqs * 2;
+  const std::vector<Range> always = {{m.ring, ring},
+                                     {m.received, kClusterBlocks * p.own_runs() * 32},
+                                     {m.A, p.channels * kClusterStates * 4},
+                                     {m.D, p.channels * 4},
+                                     {m.squares, kClusterBlocks * p.seqs * 4},
+                                     {m.row_squares, p.seqs * p.outputs},
+                                     {m.scale, p.seqs * 4},
+                                     {m.residual, p.seqs * p.outputs * 4},
+                                     {m.slots, p.seqs * 4},
+                                     {m.barriers, 8 * (2 * kClusterMaxStages + 6 +
+                                                       kClusterMaxOctets)}};
+  const Range conv = {m.conv, p.seqs * kClusterBefore * p.channels * s.state_bytes},
+              sums = {m.sums, p.seqs * p.sums_pitch() * 4},
+              out_sums = {m.out_sums, kClusterGroups * p.seqs * p.out_pitch() * 4},
+              u = {m.u, p.seqs * p.u_width * 2}, z = {m.z, p.seqs * p.channels * 2},
+              x_dbl = {m.x_dbl, p.seqs * p.x_proj_rows * 2};
+  const auto expect_beside = [&](std::initializer_list<Range> more) {
+    std::vector<Range> all = always;
+    all.insert(all.end(), more);
+    expect_apart(all, m.bytes);
+  };
+  // in_proj; the convolution; x_proj; the scan; behind out_proj.
+  expect_beside({{m.x, vectors * p.d_model}, conv, sums, out_sums});
+  expect_beside({u, z, conv, sums});
+  expect_beside({u, z, x_dbl, {m.parts, p.seqs * p.x_proj_rows * 4}});
+  expect_beside({u, z, x_dbl, {m.steps, p.seqs * p.channels * 8}, {m.y, vectors * p.d_inner}});
+  expect_beside({{m.x, vectors * p.d_model}, out_sums});
+}
+
+TEST(DecoderClusterPlan, CoversEveryShapeItTakes) {
+  int taken = 0;
+  for (const int clusters : {2, 7, 8})
+    for (const int64_t num_seqs : {1, 5, 8, 57, 112, 128, 168, 192})
+      for (const int64_t d_model : {128, 256, 384, 512, 768, 1024})
+        for (const int64_t dt_rank : {8, 40, 48, 64, 72})
+          for (const int state_bytes : {2, 4}) {
+            SCOPED_TRACE(testing::Message() << clusters << " clusters, " << num_seqs << " x "
+                                            << d_model << ", dt_rank " << dt_rank << ", "
+                                            << state_bytes);
+            const DecoderClusterShape s = shape(num_seqs, d_model, dt_rank, 24, state_bytes);
+            const DecoderClusterPlan plan = plan_decoder_cluster(s, clusters, kSharedBytes);
+            if (!plan.usable) continue;
+            ++taken;
+            expect_whole(plan, s, clusters);
+          }
+  EXPECT_GT(taken, 900);
+}
+
+TEST(DecoderClusterPlan, TakesSmallPublishedShapes) {
+  for (const int64_t num_seqs : {5, 64, 128})
+    EXPECT_TRUE(plan_decoder_cluster(shape(num_seqs, 768, 48), 7, kSharedBytes).usable);
+  for (const int64_t num_seqs : {5, 64, 112})
+    EXPECT_TRUE(plan_decoder_cluster(shape(num_seqs, 1024, 64, 48), 7, kSharedBytes).usable);
+}
+
+TEST(DecoderClusterPlan, RefusesWhatTheKernelCannot) {
+  const auto refused = [](const DecoderClusterShape& s, int clusters = 7,
+                          size_t shared_bytes = kSharedBytes) {
+    return !plan_decoder_cluster(s, clusters, shared_bytes).usable;
+  };
+  const DecoderClusterShape good = shape(64, 768, 48);
+  EXPECT_FALSE(refused(good));
+  const auto changed = [&](auto change) {
+    DecoderClusterShape s = good;
+    change(s);
+    return s;
+  };
+  EXPECT_TRUE(refused(changed([](auto& s) { s.num_seqs = 0; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.num_seqs = 7 * kClusterMaxSeqs + 1; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.n_layer = kClusterMaxLayers + 1; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.d_model = 776; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.d_model = 1152; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.d_inner = 1408; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.d_inner = 3328; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.d_state = 8; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.d_conv = 3; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.dt_rank = 44; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.dt_rank = 0; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.dt_rank = 168; })));
+  EXPECT_TRUE(refused(shape(128, 1024, 64, 48)));  // no room for a ring
+  EXPECT_TRUE(refused(good, 0));
+  EXPECT_TRUE(refused(good, 7, 100 << 10));
+}
+
+}  // namespace
+}  // namespace krait::cuda
