@@ -9,13 +9,13 @@ namespace {
 
 using namespace scan_streams;
 
-constexpr int kThreads = kScanStreamsCarryThreads, kChannels = kThreads / kStates;
+constexpr int kThreads = kScanStreamsCarryThreads, kChannels = kThreads / kWarpStates;
 constexpr int kPairs = kChannels / 2;
-constexpr int kRow = kTile + 4;       // floats: rows lie 4 banks apart
-static_assert(kStates == kChannels);  // C is moved as the others are
+constexpr int kRow = kTile + 4;           // floats: rows lie 4 banks apart
+static_assert(kWarpStates == kChannels);  // C is moved as the others are
 
 struct Shared {
-  float delta[kChannels][kRow], dy[kChannels][kRow], C[kStates][kRow];
+  float delta[kChannels][kRow], dy[kChannels][kRow], C[kWarpStates][kRow];
 };
 constexpr int kMovers = kThreads / 32;  // warps
 
@@ -23,8 +23,8 @@ constexpr int kMovers = kThreads / 32;  // warps
 // mover of tiles it has two channels (and two states of C) of the tokens t and t + 32.
 struct Walker {
   const Args& a;
-  Shared* sh;  // two, which take turns
-  int turn = 0, channel, state;
+  Shared* sh;                            // two, which take turns
+  int turn = 0, channel, state, state0;  // state0: the block's first
   int move_t, move_pair, move_channel;
   const bf16* C_from;  // of the states that the thread moves
   float A, carry;
@@ -33,15 +33,17 @@ struct Walker {
 
   __device__ __forceinline__ Walker(const Args& args, Shared* shared) : a(args), sh(shared) {
     const int thread = static_cast<int>(threadIdx.x);
-    const int channel0 = static_cast<int>(blockIdx.x) * kChannels;
-    channel = channel0 + thread / kStates, state = thread % kStates;
+    const int groups = a.d_state / kWarpStates;  // of states
+    const int channel0 = static_cast<int>(blockIdx.x) / groups * kChannels;
+    state0 = static_cast<int>(blockIdx.x) % groups * kWarpStates;
+    channel = channel0 + thread / kWarpStates, state = state0 + thread % kWarpStates;
     move_t = thread / kPairs, move_pair = thread % kPairs;
     move_channel = channel0 + move_pair * 2;
-    C_from = a.C + channel / a.group_channels * a.C_group + move_pair * 2;
+    C_from = a.C + channel / a.group_channels * a.C_group + state0 + move_pair * 2;
     asm volatile("" : "+l"(C_from));  // else it is divided for every tile
     A = a.A[at()] * kLog2E;
   }
-  __device__ __forceinline__ int64_t at() const { return int64_t{channel} * kStates + state; }
+  __device__ __forceinline__ int64_t at() const { return int64_t{channel} * a.d_state + state; }
 
   __device__ __forceinline__ void fetch(int t0, int tokens) {
 #pragma unroll
@@ -78,9 +80,9 @@ struct Walker {
 
   __device__ __forceinline__ void scan() {
     const int thread = static_cast<int>(threadIdx.x);
-    const float* deltas = sh[turn].delta[thread / kStates];
-    const float* dys = sh[turn].dy[thread / kStates];
-    const float* Cs = sh[turn].C[thread % kStates];
+    const float* deltas = sh[turn].delta[thread / kWarpStates];
+    const float* dys = sh[turn].dy[thread / kWarpStates];
+    const float* Cs = sh[turn].C[thread % kWarpStates];
     constexpr int kGroup = 16;  // tokens whose operands are loaded, and exps computed, ahead
 #pragma unroll
     for (int t0 = kTile - kGroup; t0 >= 0; t0 -= kGroup) {
@@ -134,11 +136,11 @@ struct Walker {
     if (thread % 32 < kPairs)
       sums[thread / 32][move_pair * 2] = sum[0], sums[thread / 32][move_pair * 2 + 1] = sum[1];
     __syncthreads();
-    if (thread < kChannels) {
+    if (thread < kChannels && state0 == 0) {
       float all = 0;
 #pragma unroll
       for (int warp = 0; warp < kMovers; ++warp) all += sums[warp][thread];
-      a.delta_sums[(p.slot - 1) * a.d_inner + (channel - thread / kStates) + thread] = all;
+      a.delta_sums[(p.slot - 1) * a.d_inner + (channel - thread / kWarpStates) + thread] = all;
     }
     __syncthreads();  // the next piece's tiles may come
   }
@@ -154,9 +156,9 @@ struct Walker {
   }
 };
 
-// Grid: plan.carry_blocks x plan.carry_walkers; a block has 16 channels. On chip: two
-// tiles of delta, dy and C. Moves 6 bytes an element; the barrier a tile is for the sharing of
-// tiles. kFromZero comes where sequences may be long, the other where blocks are few.
+// Grid: plan.carry_blocks x plan.carry_walkers; a block has 16 channels, 16 states of each. On
+// chip: two tiles of delta, dy and C. Moves 6 bytes an element; the barrier a tile is for the
+// sharing of tiles. kFromZero comes where sequences may be long, the other where blocks are few.
 template <bool kFromZero>
 __global__ void __launch_bounds__(kThreads, kScanStreamsCarryBlocks)
     selective_scan_bwd_streams_carry(const __grid_constant__ Args a) {
@@ -189,7 +191,7 @@ __global__ void __launch_bounds__(kScanStreamsChainThreads)
   if (begin / kPiece != slot) return;
   if (i >= plane || length <= kPiece) return;
   float* behind = a.behind + begin / kPiece * plane + i;
-  const float* sums = a.delta_sums + int64_t{begin / kPiece} * a.d_inner + i / kStates;
+  const float* sums = a.delta_sums + int64_t{begin / kPiece} * a.d_inner + i / a.d_state;
   const float A = a.A[i] * kLog2E;
   float x = a.dstate ? a.dstate[(a.slot ? a.slot[sequence] : sequence) * plane + i] : 0.f;
   a.behind_last[begin / kPiece * plane + i] = x;

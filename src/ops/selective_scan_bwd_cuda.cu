@@ -259,7 +259,7 @@ void selective_scan_bwd(Context& ctx, const SelectiveScan& op, const SelectiveSc
     with_saved.y = Tensor();
     if (size > 0) cuda::selective_scan_fwd(ctx, with_saved);
   }
-  if (scan_streams_apply(with_saved, grad))
+  if (scan_streams_apply(with_saved, grad, state_of(ctx).shared_bytes_per_block))
     return selective_scan_bwd_streams(ctx, with_saved, grad);
   dispatch_f32_bf16(op.u.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

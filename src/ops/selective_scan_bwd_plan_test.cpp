@@ -102,16 +102,17 @@ TEST(SelectiveScanBwdPlan, SharedMemoryIsAligned) {
 
 TEST(ScanStreamsPlan, CoversEveryPieceWithinTheGpusLimits) {
   for (const ScanBwdShape& s : shapes()) {
-    const ScanStreamsShape shape = {s.tokens, s.num_seqs, s.d_inner, s.n_groups};
+    const ScanStreamsShape shape = {s.tokens, s.num_seqs, s.d_inner, s.n_groups, s.d_state};
     const int64_t group_channels = s.d_inner / s.n_groups;
-    if (group_channels % (2 * kScanStreamsChannels) != 0 || s.d_state != kScanStreamsStates)
-      continue;
+    if (group_channels % (2 * kScanStreamsChannels) != 0) continue;
+    if (s.d_state != kScanStreamsStates && s.d_state != 64 && s.d_state != 128) continue;
     const ScanStreamsPlan plan = plan_scan_streams(shape, 132);
     SCOPED_TRACE(testing::Message() << s.tokens << " tokens, " << s.num_seqs << " sequences, "
                                     << s.d_inner << " channels");
-    ASSERT_EQ(plan.blocks * plan.warps * kScanStreamsChannels, s.d_inner);
+    ASSERT_EQ(plan.blocks * plan.warps * kScanStreamsChannels * kScanStreamsStates,
+              s.d_inner * s.d_state);
     ASSERT_EQ(plan.group_blocks * s.n_groups, plan.blocks);
-    ASSERT_EQ(plan.carry_blocks * kScanStreamsCarryThreads, s.d_inner * kScanStreamsStates);
+    ASSERT_EQ(plan.carry_blocks * kScanStreamsCarryThreads, s.d_inner * s.d_state);
     ASSERT_EQ(plan.pieces, s.num_seqs + s.tokens / kScanStreamsPiece);
     ASSERT_EQ(plan.chain_blocks > 0, s.tokens > kScanStreamsPiece);
     ASSERT_EQ(plan.part_slots > 0, plan.part > 0);

@@ -12,9 +12,9 @@
 namespace krait::cuda::scan_streams {
 
 inline constexpr int kTile = static_cast<int>(kScanChunk);
-inline constexpr int kStates = kScanStreamsStates;
+inline constexpr int kWarpStates = kScanStreamsStates;
 inline constexpr int kPiece = static_cast<int>(kScanStreamsPiece);
-static_assert(kTile == 64 && kStates == 16 && kPiece % kTile == 0);
+static_assert(kTile == 64 && kWarpStates == 16 && kPiece % kTile == 0);
 
 struct Args {
   const bf16 *u, *dt, *z, *dy, *B, *C;
@@ -24,16 +24,17 @@ struct Args {
   const float *A, *D, *dt_bias, *state, *saved;
   float* dstate;
   const int32_t *seq_start, *slot;
-  float *dB, *dC;     // (blocks, tokens, 16): sums over the block's channels
-  float* dA;          // (walkers, d_inner, 16)
+  float *dB, *dC;     // (blocks, tokens, sums_row): sums over the block's channels
+  float* dA;          // (walkers, d_inner, d_state)
   float* dD_dbias;    // (walkers, 2, d_inner)
-  float* behind;      // (slots, d_inner, 16): what flows into a piece from the next one
+  float* behind;      // (slots, d_inner, d_state): what flows into a piece from the next one
   float* delta_sums;  // (slots, d_inner): of the next piece
-  // (slots, d_inner, 16): what flows into a long sequence; dstate is overwritten
+  // (slots, d_inner, d_state): what flows into a long sequence; dstate is overwritten
   float* behind_last;
-  float* behind_part;  // (part slots, d_inner, 16): what flows into a part
+  float* behind_part;  // (part slots, d_inner, d_state): what flows into a part
   int64_t tokens, pieces;
-  int num_seqs, d_inner, group_channels;
+  int64_t plane;  // d_inner * d_state
+  int num_seqs, d_inner, d_state, group_channels;
   int part;  // tokens of a part, a power of two; 0: pieces are walked whole
 };
 
@@ -77,7 +78,11 @@ __device__ __forceinline__ bool find_part(const Args& a, Piece& p, int part) {
   return true;
 }
 
-__device__ __forceinline__ int64_t plane_of(const Args& a) { return int64_t{a.d_inner} * kStates; }
+// Floats from one token's sums of dB (and dC) to the next one's. Where warps share channels, a
+// token's dC lies behind its dB.
+constexpr int sums_row(int d_state) { return d_state == kWarpStates ? d_state : 2 * d_state; }
+
+__device__ __forceinline__ int64_t plane_of(const Args& a) { return a.plane; }
 
 // What flows into the part that begins there. Parts have distinct slots, as the pieces of different
 // sequences do.

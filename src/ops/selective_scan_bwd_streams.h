@@ -1,17 +1,21 @@
-// The selective scan's backward pass for the shapes that models have: bf16, 16 states, channels by
-// the 32, gated. Same contract as selective_scan_bwd, several times fewer instructions.
+// The selective scan's backward pass for the shapes that models have: bf16, gated, 16 states and
+// channels by the 32, or 32, 64 or 128 states and channels by the 16. Same contract as
+// selective_scan_bwd, several times fewer instructions.
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 
 #include "ops/selective_scan.h"
 
 namespace krait::cuda {
 
-inline constexpr int kScanStreamsStates = 16;
+inline constexpr int kScanStreamsStates = 16;    // of a warp
 inline constexpr int kScanStreamsChannels = 16;  // of a warp
-inline constexpr int kScanStreamsMaxWarps = 4;   // of a block: they share B, C and add up dB, dC
+// Of a block at 16 states: its warps have channels of their own, share B, C and add up dB, dC. With
+// more states the warps of a block share its 16 channels.
+inline constexpr int kScanStreamsMaxWarps = 4;
 inline constexpr int kScanStreamsWarpsPerMultiprocessor = 8;  // of 255 registers a thread
 inline constexpr int kScanStreamsCarryThreads = 256;          // one for each channel and state
 inline constexpr int kScanStreamsCarryBlocks = 3;             // on a multiprocessor
@@ -23,8 +27,9 @@ inline constexpr int64_t kScanStreamsPiece = 2048;
 inline constexpr int64_t kScanStreamsTile = 64;  // parts are whole tiles
 
 struct ScanStreamsShape {
-  int64_t tokens, num_seqs, d_inner, n_groups;
-  int max_warps = kScanStreamsMaxWarps;  // of a block: half as many where shared memory is small
+  int64_t tokens, num_seqs, d_inner, n_groups, d_state = kScanStreamsStates;
+  int max_warps =
+      kScanStreamsMaxWarps;  // of a block at 16 states: half as many where shared memory is small
 };
 
 struct ScanStreamsPlan {
@@ -59,14 +64,18 @@ inline ScanStreamsPlan plan_scan_streams(const ScanStreamsShape& s, int multipro
   constexpr int64_t kWaves = 16, kMaxGridY = 65535;
   ScanStreamsPlan plan{};
   const int64_t group_channels = s.d_inner / s.n_groups;
-  plan.warps = group_channels % (kScanStreamsChannels * s.max_warps) == 0
-                   ? s.max_warps
-                   : kScanStreamsMaxWarps / 2;
-  plan.group_blocks = group_channels / (kScanStreamsChannels * plan.warps);
+  const bool shared_channels = s.d_state > kScanStreamsStates;
+  if (shared_channels)
+    plan.warps = static_cast<int>(s.d_state / kScanStreamsStates);
+  else if (group_channels % (kScanStreamsChannels * s.max_warps) == 0)
+    plan.warps = s.max_warps;
+  else
+    plan.warps = kScanStreamsMaxWarps / 2;
+  plan.group_blocks = group_channels / (kScanStreamsChannels * (shared_channels ? 1 : plan.warps));
   plan.blocks = plan.group_blocks * s.n_groups;
   plan.slots = s.tokens / kScanStreamsPiece;
   plan.pieces = s.num_seqs + plan.slots;
-  plan.carry_blocks = s.d_inner * kScanStreamsStates / kScanStreamsCarryThreads;
+  plan.carry_blocks = s.d_inner * s.d_state / kScanStreamsCarryThreads;
   plan.carry_walkers = std::clamp<int64_t>(plan.pieces, 1, kMaxGridY);
   const int64_t at_once =
       int64_t{kScanStreamsWarpsPerMultiprocessor} * multiprocessors / plan.warps;
@@ -89,13 +98,13 @@ inline ScanStreamsPlan plan_scan_streams(const ScanStreamsShape& s, int multipro
   plan.walkers = std::clamp<int64_t>(plan.pieces * parts, 1,
                                      std::min(kMaxGridY, kWaves * at_once / plan.blocks + 1));
   if (s.tokens > kScanStreamsPiece)
-    plan.chain_blocks =
-        plan.slots * ((s.d_inner * kScanStreamsStates - 1) / kScanStreamsChainThreads + 1);
+    plan.chain_blocks = plan.slots * ((s.d_inner * s.d_state - 1) / kScanStreamsChainThreads + 1);
   return plan;
 }
 
-// Whether shapes, strides and alignments are such.
-bool scan_streams_apply(const SelectiveScan&, const SelectiveScanGrad&);
+// Whether shapes, strides and alignments are such, and a block fits into the shared memory.
+bool scan_streams_apply(const SelectiveScan&, const SelectiveScanGrad&,
+                        size_t shared_bytes_per_block);
 // op.saved is there.
 void selective_scan_bwd_streams(Context&, const SelectiveScan& op, const SelectiveScanGrad& grad);
 

@@ -5,34 +5,43 @@
 #include <cstddef>
 
 #include "ops/cuda/async_copy.cuh"
-#include "ops/cuda/mma.cuh"
-#include "ops/selective_scan_bwd_streams_shared.cuh"
+#include "ops/selective_scan_bwd_streams_warp.cuh"
 
 namespace krait::cuda::scan_streams {
 
 template <int kWarps>
-struct Block {
+struct BlockPlaces {
+  using Memory = Shared<kWarps>;
+  static constexpr int kStates = kWarpStates;
+  static constexpr bool kPartsByChannel = false;
+  static constexpr int kDyAt = offsetof(typename Memory::Warp, dy) / 4,
+                       kStatesAt = offsetof(typename Memory::Warp, states) / 4,
+                       kPartsAt = offsetof(typename Memory::Warp, parts) / 4;
+  static constexpr uint32_t kIdentity = offsetof(Memory, identity);
+};
+
+template <int kWarps>
+struct Block : WarpScan<BlockPlaces<kWarps>> {
   using SharedMemory = Shared<kWarps>;
   using Warp = typename SharedMemory::Warp;
+  using Scan = WarpScan<BlockPlaces<kWarps>>;
+  using Scan::a, Scan::g, Scan::q, Scan::channel, Scan::state_at, Scan::block_at, Scan::pair_at,
+      Scan::dy_at, Scan::lane_at, Scan::bc_at, Scan::carry, Scan::dA, Scan::kStates, Scan::run_rows,
+      Scan::load_states, Scan::store_states, Scan::before_tile;
+  using typename Scan::Run;
+  static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRounds = 4 / kWarps;
-  static constexpr int kDyAt = offsetof(Warp, dy) / 4, kStatesAt = offsetof(Warp, states) / 4,
+  static constexpr int kDyAt = BlockPlaces<kWarps>::kDyAt,
                        kConstants = offsetof(Warp, constants) / 4,
-                       kPartsAt = offsetof(Warp, parts) / 4,
+                       kPartsAt = BlockPlaces<kWarps>::kPartsAt,
                        kKept = offsetof(Warp, kept) / 4;  // floats
   static constexpr uint32_t kSums = offsetof(SharedMemory, sums),
-                            kSumsBytes = sizeof(SharedMemory::sums),
-                            kIdentity = offsetof(SharedMemory, identity);
+                            kSumsBytes = sizeof(SharedMemory::sums);
   enum { kKeptY, kKeptInputs, kKeptSums = 3 };
-  const Args& a;
   Shared<kWarps>& sh;
-  int g, q, channel;  // the lane's pair of channels starts there
-  int64_t state_at;   // of its first channel's states in (d_inner, d_state)
-  // Places in shared memory: the warp's part and there the pair of channels', at 16 and at 8 bytes
-  // for each, and the lane's; the quad of states in bc.
-  uint32_t block_at, pair_at, dy_at, lane_at, bc_at;
-  float A[2][4], carry[2][4], dA[2][4];
 
-  __device__ __forceinline__ Block(const Args& args, Shared<kWarps>& shared) : a(args), sh(shared) {
+  __device__ __forceinline__ Block(const Args& args, Shared<kWarps>& shared)
+      : Scan(args), sh(shared) {
     const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
     auto& mine = sh.warp[thread / 32];
     g = lane / 4, q = lane % 4;
@@ -40,11 +49,7 @@ struct Block {
     state_at = int64_t{channel} * kStates + q * 4;
     pair_at = pinned_address(&mine.rows[0][g * 4]), dy_at = shared_address(&mine.rows[0][g * 2]);
     lane_at = pinned_address(&mine.rows[0][lane * 4]), bc_at = pinned_address(&sh.bc[0][q * 4]);
-    if (thread < 32) {
-      const float one = g == q ? 1.f : 0.f, one4 = g == q + 4 ? 1.f : 0.f;
-      *reinterpret_cast<float4*>(&sh.identity[0][lane * 4]) = make_float4(one, 0, one4, 0);
-      *reinterpret_cast<float4*>(&sh.identity[1][lane * 4]) = make_float4(0, one, 0, one4);
-    }
+    if (thread < 32) Scan::put_identity(sh.identity);
     block_at = pinned_address(&sh);
     for (int k = thread; k < 128; k += 32 * kWarps) {
       const int row = k / 32 % 2 * 4 + k % 4, quad = k / 4 % 4, pair = k / 16 % 2;
@@ -56,46 +61,12 @@ struct Block {
     __syncwarp();  // the constants are there
     store4(lane_at, kKept + kKeptSums * kLaneStates, 0, 0, 0, 0);
     keep_bc_from();
-    zero(dA);
-    load_states(A, a.A);
-#pragma unroll
-    for (int s = 0; s < 4; ++s) A[0][s] *= kLog2E, A[1][s] *= kLog2E;
+    Scan::zero(dA);
+    Scan::load_A();
   }
 
-  __device__ __forceinline__ uint32_t run_rows(int j) const {
-    return pair_at + static_cast<uint32_t>(j) * kRun * kRowPitch * 4;
-  }
   __device__ __forceinline__ uint32_t own_rows(int j) const {
     return run_rows(j) + static_cast<uint32_t>(q) * 2 * kRowPitch * 4;
-  }
-  __device__ __forceinline__ uint32_t run_states(int j) const {
-    return lane_at + static_cast<uint32_t>(j) * 2 * kLaneStates * 4;
-  }
-  __device__ __forceinline__ uint32_t run_bc(int j) const {
-    return bc_at + static_cast<uint32_t>(j) * kRun * 2 * kStates * 4;
-  }
-  static __device__ __forceinline__ void zero(float (&v)[2][4]) {
-#pragma unroll
-    for (int s = 0; s < 4; ++s) v[0][s] = v[1][s] = 0;
-  }
-  __device__ __forceinline__ void load_before(float (&h)[2][4], int j) const {
-    load4(h[0], run_states(j), kStatesAt), load4(h[1], run_states(j), kStatesAt + kLaneStates);
-  }
-  // The lane's states from, and to, (d_inner, d_state); null: zeros.
-  __device__ __forceinline__ void load_states(float (&v)[2][4], const float* from) const {
-    if (!from) return zero(v);
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const Floats<4> x = load_vector<4>(from + state_at + c * kStates);
-#pragma unroll
-      for (int s = 0; s < 4; ++s) v[c][s] = x[s];
-    }
-  }
-  __device__ __forceinline__ void store_states(const float (&v)[2][4], float* to) const {
-#pragma unroll
-    for (int c = 0; c < 2; ++c)
-      *reinterpret_cast<float4*>(to + state_at + c * kStates) =
-          make_float4(v[c][0], v[c][1], v[c][2], v[c][3]);
   }
   // What a lane keeps behind the rows: the gate's sigmoid of its tokens of the run, and where its
   // part of B or C is (finding out takes a division).
@@ -198,154 +169,12 @@ struct Block {
     }
   }
 
-  __device__ const float* before_tile(const Piece& p, int t0) const {
-    return t0 > p.seq_begin ? a.saved + (t0 / kTile - 1) * plane_of(a)
-           : a.state        ? a.state + p.state_row * plane_of(a)
-                            : nullptr;
-  }
-
-  // From h before the tile to h before its last run, leaving those before each run in shared
-  // memory.
-  __device__ __forceinline__ void scan_to_last_run(float (&h)[2][4], int last) const {
-    const auto store = [&](int j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-        store4(run_states(j), kStatesAt + c * kLaneStates, h[c][0], h[c][1], h[c][2], h[c][3]);
-    };
-    float d[4], B[4];  // delta, delta u; a token ahead, since loads may not overtake stores
-    load4(d, run_rows(0)), load4(B, run_bc(0));
-#pragma unroll 1
-    for (int j = 0; j < last; ++j) {
-      const uint32_t row = run_rows(j), b = run_bc(j);
-      store(j);
-#pragma unroll
-      for (int t = 0; t < kRun; ++t) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c)
-#pragma unroll
-          for (int s = 0; s < 4; ++s)
-            h[c][s] = fmaf(exp2_approx(d[c] * A[c][s]), h[c][s], d[2 + c] * B[s]);
-        load4(d, row, (t + 1) * kRowPitch), load4(B, b, (t + 1) * 2 * kStates);
-      }
-    }
-    store(last);
-  }
-
-  using Run = float[kRun][2][4];
-
-  // A_bar of a token of the run whose rows those are.
-  __device__ __forceinline__ void decay(float (&a_bar)[2][4], uint32_t row, int t) const {
-    float delta[2];
-    load2(delta, row, t * kRowPitch);
-#pragma unroll
-    for (int c = 0; c < 2; ++c)
-#pragma unroll
-      for (int s = 0; s < 4; ++s) a_bar[c][s] = exp2_approx(delta[c] * A[c][s]);
-  }
-
-  // A_bar of the run's tokens from kEarly on, h, and y.
-  __device__ __forceinline__ void run_forward(int j, const float (&before)[2][4], Run& a_bar,
-                                              Run& h) const {
-    const uint32_t row = run_rows(j), b = run_bc(j);
-    float y[2][2] = {};
-    float C[4];  // of token g
-    load4(C, b + static_cast<uint32_t>(g) * 8 * kStates, kStates);
-#pragma unroll
-    for (int t = 0; t < kRun; ++t) {
-      float delta_u[2], B[4];
-      if (t >= kEarly) decay(a_bar[t], row, t);
-      load2(delta_u, row, t * kRowPitch + 2);
-      load4(B, b, t * 2 * kStates);
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-#pragma unroll
-        for (int s = 0; s < 4; ++s)
-          h[t][c][s] = fmaf(a_bar[t][c][s], t == 0 ? before[c][s] : h[t > 0 ? t - 1 : 0][c][s],
-                            delta_u[c] * B[s]);
-      float all[4];  // channels, by tokens whose C it is
-      mma_from_zero(all, h[t][0][0], h[t][1][0], h[t][0][1], h[t][1][1], C[0], C[1]);
-      mma(all, h[t][0][2], h[t][1][2], h[t][0][3], h[t][1][3], C[2], C[3]);
-      const bool own = q == t / 2;
-      y[t % 2][0] = own ? all[t % 2] : y[t % 2][0];
-      y[t % 2][1] = own ? all[2 + t % 2] : y[t % 2][1];
-    }
-    store4(lane_at, kKept + kKeptY * kLaneStates, y[0][0], y[0][1], y[1][0], y[1][1]);
-  }
-
-  // sum += v over the pairs of channels, into a column of it: d0 + d2 is state 4 (g % 4) + g / 4 *
-  // 2 of token q, d1 + d3 the next state.
-  __device__ __forceinline__ void add_channels(float (&sum)[4], const float (&v)[4],
-                                               const float (&column)[2],
-                                               const float (&identity)[2][4]) const {
-    float turned[4];  // rows: states, the odd ones 8 below; columns: pairs of channels
-    mma_from_zero(turned, identity[0][0], identity[0][1], identity[0][2], identity[0][3], v[0],
-                  v[2]);
-    mma(turned, identity[1][0], identity[1][1], identity[1][2], identity[1][3], v[1], v[3]);
-    mma(sum, turned[0], turned[1], turned[2], turned[3], column[0], column[1]);
-  }
-
-  // dB: dh delta u; dC: dy h; q: sum of dh B; w: sum of dh A_bar h A. Leaves A_bar of the first
-  // kEarly tokens of the run before it (where the tile begins, of the last one of the tile before).
-  // Sums are stored behind the loads of the next token, which may not overtake stores.
-  __device__ __forceinline__ void run_back(int j, Run& a_bar, const Run& h) {
-    const uint32_t row = run_rows(j), next_row = run_rows((j - 1) & (kRuns - 1)), b = run_bc(j);
+  // Where the lane puts dB and dC of the run's first half.
+  __device__ __forceinline__ uint32_t sums_of_run(int j) const {
     const uint32_t thread = this_thread();
-    const uint32_t sums_to = block_at + kSums + static_cast<uint32_t>(j & 1) * (kSumsBytes / 2) +
-                             thread / 32 * (2 * kLaneStates * 4) + thread % 32 * 8;
-    const uint32_t identity = block_at + kIdentity + thread % 32 * 16;
-    float dB[4], dC[4];  // of four tokens
-    float parts[4];      // of the token behind
-    float sums[4];       // dB, dC of the four tokens behind
-    float ones[2][4];
-    load4(ones[0], identity), load4(ones[1], identity, kLaneStates);
-#pragma unroll
-    for (int t = kRun - 1; t >= 0; --t) {
-      if (t % 4 == 3) dB[0] = dB[1] = dB[2] = dB[3] = dC[0] = dC[1] = dC[2] = dC[3] = 0;
-      float d[4], dy[2], B[4], C[4];
-      load4(d, row, t * kRowPitch);
-      load2(dy, dy_at, kDyAt + t * kDyPitch);
-      load4(B, b, t * 2 * kStates);
-      load4(C, b, t * 2 * kStates + kStates);
-      if (t == kRun / 2 - 1)
-        store2(sums_to, 64, sums[0], sums[1]), store2(sums_to, kLaneStates + 64, sums[2], sums[3]);
-      if (t < kRun - 1)
-        store4(lane_at, kPartsAt + (t + 1) * kLaneStates, parts[0], parts[1], parts[2], parts[3]);
-      float before[2][4];
-      if (t == 0) {
-        load_before(before, j);
-      } else {
-#pragma unroll
-        for (int s = 0; s < 4; ++s) before[0][s] = h[t - 1][0][s], before[1][s] = h[t - 1][1][s];
-      }
-      float qw[4], xdh[4], dyh[4];
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        dyh[s] = fmaf(dy[1], h[t][1][s], dy[0] * h[t][0][s]);
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float dh = fmaf(dy[c], C[s], carry[c][s]);
-          xdh[s] = c == 0 ? d[2 + c] * dh : fmaf(d[2 + c], dh, xdh[s]);
-          qw[c] = s == 0 ? dh * B[s] : fmaf(dh, B[s], qw[c]);
-          carry[c][s] = dh * a_bar[t][c][s];
-          const float decayed = carry[c][s] * before[c][s];
-          qw[2 + c] = s == 0 ? decayed * A[c][s] : fmaf(decayed, A[c][s], qw[2 + c]);
-          dA[c][s] = fmaf(decayed, d[c], dA[c][s]);
-        }
-      }
-      if (t < kEarly) decay(a_bar[t], next_row, t);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) parts[k] = qw[k];
-      const float column[2] = {g == t % 4 * 2 ? 1.f : 0.f, g == t % 4 * 2 + 1 ? 1.f : 0.f};
-      add_channels(dB, xdh, column, ones);
-      add_channels(dC, dyh, column, ones);
-      if (t % 4 > 0) continue;
-      sums[0] = dB[0] + dB[2], sums[1] = dB[1] + dB[3];
-      sums[2] = dC[0] + dC[2], sums[3] = dC[1] + dC[3];
-    }
-    store2(sums_to, 0, sums[0], sums[1]), store2(sums_to, kLaneStates, sums[2], sums[3]);
-    store4(lane_at, kPartsAt, parts[0], parts[1], parts[2], parts[3]);
+    return block_at + kSums + static_cast<uint32_t>(j & 1) * (kSumsBytes / 2) +
+           thread / 32 * (2 * kLaneStates * 4) + thread % 32 * 8;
   }
-
   // dB, dC of the run: over the warps.
   __device__ __forceinline__ void add_warps(int t0, int j, int tokens) const {
     const uint32_t thread = this_thread();
@@ -386,8 +215,8 @@ struct Block {
         load4(v, own ^ (static_cast<uint32_t>(k) * 16), kPartsAt + i * kLaneStates);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          out.q[i][c] = k == 0 ? v[c] : out.q[i][c] + v[c];
-          out.w[i][c] = k == 0 ? v[2 + c] : out.w[i][c] + v[2 + c];
+          out.q[i][c] = k == 0 ? v[Scan::q_at(c)] : out.q[i][c] + v[Scan::q_at(c)];
+          out.w[i][c] = k == 0 ? v[Scan::w_at(c)] : out.w[i][c] + v[Scan::w_at(c)];
         }
       }
   }
@@ -410,13 +239,19 @@ struct Block {
       Floats<2> du, ddt, dz, y;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float s = gates[i * 2 + c], gate = zs[c] * s, dy = dys_[c] * gate;
-        const float before_gate = fmaf(constants[c], us[c], out.y[i][c] * (1 + kCutToTf32));
-        du[c] = fmaf(out.q[i][c], deltas[i][c], dy * constants[c]);
-        ddt[c] = fmaf(out.q[i][c], us[c], out.w[i][c] * kLn2) * sigmoid(dts[c] + constants[2 + c]);
-        dz[c] = dys_[c] * before_gate * fmaf(gate, 1.f - s, s);
-        y[c] = before_gate * gate;
-        sums[c] = fmaf(dy, us[c], sums[c]);
+        const ElementGrad r = gradients({.u = us[c],
+                                         .dt = dts[c],
+                                         .z = zs[c],
+                                         .dy = dys_[c],
+                                         .s = gates[i * 2 + c],
+                                         .delta = deltas[i][c],
+                                         .D = constants[c],
+                                         .dt_bias = constants[2 + c],
+                                         .y = out.y[i][c],
+                                         .q = out.q[i][c],
+                                         .w = out.w[i][c]});
+        du[c] = r.du, ddt[c] = r.ddt, dz[c] = r.dz, y[c] = r.y;
+        sums[c] = fmaf(r.dy, us[c], sums[c]);
         sums[2 + c] += there ? ddt[c] : 0.f;
       }
       store_pair_if(there, row_of(a.du + channel, token, a.du_row), du);
@@ -483,16 +318,22 @@ struct Block {
     float h[2][4];
 #pragma unroll
     for (int s = 0; s < 4; ++s) h[0][s] = ahead.h[0][s], h[1][s] = ahead.h[1][s];
-    scan_to_last_run(h, last);
+    Scan::scan_to_last_run(h, last);
 #pragma unroll 1
     for (int j = last; j >= 0; --j) {
-      load_before(h, j);
+      Scan::load_before(h, j);
       Run hs;
-      run_forward(j, h, a_bar, hs);
+      float y[2][2];
+      Scan::run_forward(j, h, a_bar, hs, y);
+      store4(lane_at, kKept + kKeptY * kLaneStates, y[0][0], y[0][1], y[1][0], y[1][1]);
       keep_inputs(ahead.in);
       put_dy(ahead.in.z, ahead.in.dy);
       __syncwarp();  // dy of the run is there
-      run_back(j, a_bar, hs);
+      const uint32_t sums_to = sums_of_run(j);
+      Scan::run_back(j, a_bar, hs, [&](int half, const float(&sums)[4]) {
+        store2(sums_to, half * 64, sums[0], sums[1]);
+        store2(sums_to, kLaneStates + half * 64, sums[2], sums[3]);
+      });
       __syncthreads();  // every warp's dB and dC are there
       add_warps(t0, j, tokens);
       Outputs out;
@@ -521,7 +362,7 @@ struct Block {
     __syncwarp();  // rows are there
     Run a_bar;
 #pragma unroll
-    for (int t = 0; t < kEarly; ++t) decay(a_bar[t], run_rows(last_run), t);
+    for (int t = 0; t < kEarly; ++t) Scan::decay(a_bar[t], run_rows(last_run), t);
 #pragma unroll 1
     for (int t0 = last; t0 >= p.begin; t0 -= kTile) {
       put_bc(ahead.bc);

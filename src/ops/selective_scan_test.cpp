@@ -681,8 +681,9 @@ TEST(SelectiveScanCuda, BackwardMatchesTheReference) {
   });
 }
 
-// What the backward pass of bf16 branches on: blocks of 32 and 64 channels; runs of 8 tokens;
-// pieces of 2048 tokens, parts, both, neither.
+// What the backward pass of bf16 branches on: blocks of 32 and 64 channels; 16 states for each
+// warp, or in all warps of a block 32, 64, 128; runs of 8 tokens; pieces of 2048 tokens, parts,
+// both, neither.
 TEST(SelectiveScanCuda, StreamsBackwardMatchesTheReference) {
   op_test::on_cuda([](Context& ctx) {
     for (const Case& c : std::vector<Case>{
@@ -691,7 +692,15 @@ TEST(SelectiveScanCuda, StreamsBackwardMatchesTheReference) {
              {.lengths = {300, 70, 1}, .d_inner = 64, .d_state = 16, .dt_bias = false},
              {.lengths = {2100, 130}, .d_inner = 96, .d_state = 16, .n_groups = 3},
              {.lengths = {150}, .d_inner = 128, .d_state = 16, .n_groups = 2, .state = false},
-             {.lengths = std::vector<int>(200, 66), .d_inner = 64, .d_state = 16}}) {
+             {.lengths = std::vector<int>(200, 66), .d_inner = 64, .d_state = 16},
+             {.lengths = {8, 9, 15, 0, 1, 57}, .d_inner = 16, .d_state = 64, .D = false},
+             {.lengths = {2170, 100, 4097}, .d_inner = 32, .d_state = 64},
+             {.lengths = {300, 70, 1}, .d_inner = 48, .d_state = 32, .dt_bias = false},
+             {.lengths = {2100, 130}, .d_inner = 48, .d_state = 32, .n_groups = 3},
+             {.lengths = {2100, 130}, .d_inner = 48, .d_state = 64, .n_groups = 3},
+             {.lengths = {150}, .d_inner = 32, .d_state = 128, .n_groups = 2, .state = false},
+             {.lengths = {64, 2049, 63}, .d_inner = 16, .d_state = 128},
+             {.lengths = std::vector<int>(200, 66), .d_inner = 16, .d_state = 64}}) {
       SCOPED_TRACE(::testing::PrintToString(c));
       expect_backward_like_reference(ctx, kCuda, c, DType::bf16, true);
     }
@@ -752,7 +761,12 @@ TEST(SelectiveScanCuda, StreamsPackedIsSeparateBitForBit) {
          {Case{.lengths = {33, 50, 7}, .d_inner = 64, .d_state = 16},
           Case{.lengths = {300, 64, 0, 2500, 2048}, .d_inner = 64, .d_state = 16},
           Case{.lengths = {150, 70, 64}, .d_inner = 4224, .d_state = 16},
-          Case{.lengths = {200, 130, 2100}, .d_inner = 96, .d_state = 16, .n_groups = 3}})
+          Case{.lengths = {200, 130, 2100}, .d_inner = 96, .d_state = 16, .n_groups = 3},
+          Case{.lengths = {33, 50, 7}, .d_inner = 32, .d_state = 64},
+          Case{.lengths = {300, 64, 0, 2500, 2048}, .d_inner = 16, .d_state = 64},
+          Case{.lengths = {150, 70, 64}, .d_inner = 1056, .d_state = 64},
+          Case{.lengths = {200, 130, 2100}, .d_inner = 48, .d_state = 32, .n_groups = 3},
+          Case{.lengths = {150, 2100}, .d_inner = 32, .d_state = 128}})
       expect_packed_is_separate(ctx, ctx, packed, DType::bf16);
   });
 }
@@ -761,6 +775,8 @@ TEST(SelectiveScanCuda, GivesTheSameBitsTwice) {
   op_test::on_cuda([](Context& ctx) {
     expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2000}, .d_inner = 300, .d_state = 16});
     expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2100}, .d_inner = 320, .d_state = 16},
+                     DType::bf16);
+    expect_same_bits(ctx, ctx, {.lengths = {700, 61, 3, 2100}, .d_inner = 96, .d_state = 64},
                      DType::bf16);
   });
 }
