@@ -88,15 +88,15 @@ struct ClusterBlock {
   __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
   // The same for the whole warp, as the compiler sees it, too.
-  __device__ static int group() {
-    return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
-  }
+  __device__ static int group() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0); }
 
   template <class T>
   __device__ T* at(int offset) const {
     return reinterpret_cast<T*>(memory + offset);
   }
-  __device__ uint32_t address(int offset) const { return memory_at + static_cast<uint32_t>(offset); }
+  __device__ uint32_t address(int offset) const {
+    return memory_at + static_cast<uint32_t>(offset);
+  }
 
   __device__ uint32_t stage(int s) const { return address(s * cut.stage_bytes); }
   __device__ uint32_t full(int s) const { return address(cut.shared.barriers + 8 * s); }

@@ -160,8 +160,8 @@ class ClusterSender {
   }
   __device__ void sum_squares(float* to) const {
     const int fours = cut_.outputs / 4;
-    const float* const from = b_.template at<float>(cut_.shared.row_squares) +
-                              (octet_ * kClusterOctet + lane_) * fours;
+    const float* const from =
+        b_.template at<float>(cut_.shared.row_squares) + (octet_ * kClusterOctet + lane_) * fours;
     float sum = 0;
 #pragma unroll 4
     for (int i = 0; i < fours; ++i) sum += from[i];

@@ -82,9 +82,9 @@ class ClusterLayers {
     else
       pass(one_stage ? 1 : steps);
   }
-  // A stage is handed back as soon as its products are done: the ring is short of stages rather than
-  // the tensor cores of work. (That these loops hold nothing else that depends on the shape lets the
-  // compiler see which registers products are adding to.)
+  // A stage is handed back as soon as its products are done: the ring is short of stages rather
+  // than the tensor cores of work. (That these loops hold nothing else that depends on the shape
+  // lets the compiler see which registers products are adding to.)
   template <int kTiles, class Multiply, class Keep>
   __device__ void product_of(int steps, bool one_stage, const Multiply& multiply,
                              const Keep& keep) {
@@ -106,7 +106,8 @@ class ClusterLayers {
       keep(d[t], t, group_ + t * kClusterGroups);
     }
   }
-  // A step of inputs of vectors: a tile of the matrix times their elements from step kClusterTile on.
+  // A step of inputs of vectors: a tile of the matrix times their elements from step kClusterTile
+  // on.
   __device__ static void multiply_step(float (&d)[kSums], uint64_t tile, uint64_t vectors,
                                        int step) {
     vectors += static_cast<uint32_t>(step * kClusterTile);  // in units of 16 bytes
@@ -163,8 +164,7 @@ class ClusterLayers {
     store_vector(b_.template at<bf16>(cut_.shared.x) +
                      vector_place(cut_.d_model, seq, b_.rank * cut_.outputs + column),
                  x);
-    b_.template at<float>(
-        cut_.shared.row_squares)[seq * (cut_.outputs / 4) + column / 4] = sum;
+    b_.template at<float>(cut_.shared.row_squares)[seq * (cut_.outputs / 4) + column / 4] = sum;
   }
 
   // --- in_proj and the convolution ---
@@ -235,8 +235,7 @@ class ClusterLayers {
     float sum = 0;
 #pragma unroll
     for (int block = 0; block < kClusterBlocks; ++block) sum += squares[block * kSeqs];
-    b_.template at<float>(cut_.shared.scale)[thread_] =
-        rsqrtf(fmaf(sum, per_d_model_, eps_));
+    b_.template at<float>(cut_.shared.scale)[thread_] = rsqrtf(fmaf(sum, per_d_model_, eps_));
   }
   // From the sums to u, z and the states; kConvTogether sequences at a time.
   static constexpr int kConvTogether = 2;
@@ -336,13 +335,13 @@ class ClusterLayers {
         cut_.channels, (cut_.dt_rank + kClusterTile - 1) / kClusterTile, /*one_stage=*/true,
         [&](float(&d)[kSums], uint32_t stage, int step, int tile) {
           const uint64_t a = tile_descriptor(tile_at(stage, step, cut_.channels, tile));
-          // Beyond dt_rank the tile is zero: times whatever x_dbl holds.
+      // Beyond dt_rank the tile is zero: times whatever x_dbl holds.
 #pragma unroll
           for (int k = 0; k < kClusterTile; k += 16)
-            multiply_tiles(d, a + k / 8,
-                           dt + static_cast<uint32_t>(
-                                    min(step * kClusterTile + k, cut_.x_proj_rows - 16) / 8 *
-                                    kSeqs));
+            multiply_tiles(
+                d, a + k / 8,
+                dt + static_cast<uint32_t>(min(step * kClusterTile + k, cut_.x_proj_rows - 16) / 8 *
+                                           kSeqs));
         },
         [&](const float(&d)[kSums], int t, int tile) {
           float2 step[kSums];
@@ -364,8 +363,8 @@ class ClusterLayers {
   // A, times log2 e, and D, out of the stage behind dt_proj's tiles.
   __device__ void keep_parameters(uint32_t stage) const {
     const int tiles = (cut_.dt_rank + kClusterTile - 1) / kClusterTile;
-    const auto* const from = b_.template at<float>(
-        static_cast<int>(stage - b_.memory_at) + tiles * cut_.channels * kTileBytes);
+    const auto* const from = b_.template at<float>(static_cast<int>(stage - b_.memory_at) +
+                                                   tiles * cut_.channels * kTileBytes);
     float* const A = b_.template at<float>(cut_.shared.A);
     for (int i = 4 * thread_; i < cut_.channels * kClusterStates; i += 4 * kClusterThreads) {
       Floats<4> rates = load_vector<4>(from + i);
@@ -374,7 +373,8 @@ class ClusterLayers {
       store_vector(A + i, rates);
     }
     if (thread_ < cut_.channels)
-      b_.template at<float>(cut_.shared.D)[thread_] = from[cut_.channels * kClusterStates + thread_];
+      b_.template at<float>(cut_.shared.D)[thread_] =
+          from[cut_.channels * kClusterStates + thread_];
   }
 
   // --- The scan ---
@@ -426,7 +426,8 @@ class ClusterLayers {
   };
   // in: the lane's states of sequence seq0; out: of slot 0. kAll: all kTogether are there.
   template <bool kAll>
-  __device__ __forceinline__ void advance(const Channel& c, int seq0, int end, const S* in, S* out) const {
+  __device__ __forceinline__ void advance(const Channel& c, int seq0, int end, const S* in,
+                                          S* out) const {
     Floats<4> h[kTogether];
     float y[kTogether];
 #pragma unroll
@@ -485,27 +486,27 @@ class ClusterLayers {
     const uint64_t y = blocks_descriptor(b_.address(cut_.shared.y), 128, cut_.d_inner * 16);
     float* const sums =
         b_.template at<float>(cut_.shared.out_sums) + group_ * kSeqs * cut_.out_pitch();
-    product_of<1>(
-        (steps + kClusterGroups - 1) / kClusterGroups, /*one_stage=*/false,
-        [&](float(&d)[kSums], uint32_t stage, int i, int) {
-          const uint64_t a =
-              tile_descriptor(stage + static_cast<uint32_t>(group_ * cut_.outputs * kTileBytes));
-          // Behind the last step the tile is zero: times any of y.
-          multiply_step(d, a, y, min(i * kClusterGroups + group_, steps - 1));
-        },
-        [&](const float(&d)[kSums], int, int) {
-          meet();  // y has been read
+    product_of<1>((steps + kClusterGroups - 1) / kClusterGroups, /*one_stage=*/false,
+                  [&](float(&d)[kSums], uint32_t stage, int i, int) {
+                    const uint64_t a = tile_descriptor(
+                        stage + static_cast<uint32_t>(group_ * cut_.outputs * kTileBytes));
+                    // Behind the last step the tile is zero: times any of y.
+                    multiply_step(d, a, y, min(i * kClusterGroups + group_, steps - 1));
+                  },
+                  [&](const float(&d)[kSums], int, int) {
+                    meet();  // y has been read
 #pragma unroll
-          for (int i = 0; i < kSums; ++i) sums[seq_of(i) * cut_.out_pitch() + row_of(i)] = d[i];
-        });
+                    for (int i = 0; i < kSums; ++i)
+                      sums[seq_of(i) * cut_.out_pitch() + row_of(i)] = d[i];
+                  });
     meet();  // all warpgroups' sums are there
   }
   // From the sums to the residual stream.
   __device__ void finish(const Outputs& outputs) const {
     const auto [column, first, at_once] = outputs.own;
     for (int seq = first; seq < b_.seqs; seq += at_once) {
-      Floats<4> r = load_vector<4>(b_.template at<float>(cut_.shared.residual) +
-                                   seq * cut_.outputs + column);
+      Floats<4> r =
+          load_vector<4>(b_.template at<float>(cut_.shared.residual) + seq * cut_.outputs + column);
       const Floats<4> m = unpack(pack<bf16>(total(seq, column, outputs.bias)));
 #pragma unroll
       for (int i = 0; i < 4; ++i) r[i] += m[i];

@@ -29,11 +29,11 @@ bool possible(const DecoderClusterShape& s) {
 // with A and D, or a step for each warpgroup of out_proj.
 int stage_bytes(const DecoderClusterPlan& p) {
   const int x_proj = p.u_width / kClusterTile * p.x_proj_rows * kRowBytes;
-  const int scan = p.channels * (ceil_div(p.dt_rank, kClusterTile) * kRowBytes +
-                                 kClusterStates * 4 + 4);
-  return round_up(std::max({2 * p.channels * kRowBytes, x_proj, scan,
-                            kClusterGroups * p.outputs * kRowBytes}),
-                  kClusterAlignment);
+  const int scan =
+      p.channels * (ceil_div(p.dt_rank, kClusterTile) * kRowBytes + kClusterStates * 4 + 4);
+  return round_up(
+      std::max({2 * p.channels * kRowBytes, x_proj, scan, kClusterGroups * p.outputs * kRowBytes}),
+      kClusterAlignment);
 }
 
 DecoderClusterShared lay_out(const DecoderClusterPlan& p, int state_bytes, int ring_bytes) {

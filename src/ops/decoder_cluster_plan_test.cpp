@@ -55,17 +55,17 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderClusterShape& s, int
 
   const DecoderClusterShared& m = p.shared;
   const int ring = p.stages * p.stage_bytes, vectors = p.seqs * 2;
-  const std::vector<Range> always = {{m.ring, ring},
-                                     {m.received, kClusterBlocks * p.own_runs() * 32},
-                                     {m.A, p.channels * kClusterStates * 4},
-                                     {m.D, p.channels * 4},
-                                     {m.squares, kClusterBlocks * p.seqs * 4},
-                                     {m.row_squares, p.seqs * p.outputs},
-                                     {m.scale, p.seqs * 4},
-                                     {m.residual, p.seqs * p.outputs * 4},
-                                     {m.slots, p.seqs * 4},
-                                     {m.barriers, 8 * (2 * kClusterMaxStages + 6 +
-                                                       kClusterMaxOctets)}};
+  const std::vector<Range> always = {
+      {m.ring, ring},
+      {m.received, kClusterBlocks * p.own_runs() * 32},
+      {m.A, p.channels * kClusterStates * 4},
+      {m.D, p.channels * 4},
+      {m.squares, kClusterBlocks * p.seqs * 4},
+      {m.row_squares, p.seqs * p.outputs},
+      {m.scale, p.seqs * 4},
+      {m.residual, p.seqs * p.outputs * 4},
+      {m.slots, p.seqs * 4},
+      {m.barriers, 8 * (2 * kClusterMaxStages + 6 + kClusterMaxOctets)}};
   const Range conv = {m.conv, p.seqs * kClusterBefore * p.channels * s.state_bytes},
               sums = {m.sums, p.seqs * p.sums_pitch() * 4},
               out_sums = {m.out_sums, kClusterGroups * p.seqs * p.out_pitch() * 4},
@@ -91,9 +91,9 @@ TEST(DecoderClusterPlan, CoversEveryShapeItTakes) {
       for (const int64_t d_model : {128, 256, 384, 512, 768, 1024})
         for (const int64_t dt_rank : {8, 40, 48, 64, 72})
           for (const int state_bytes : {2, 4}) {
-            SCOPED_TRACE(testing::Message() << clusters << " clusters, " << num_seqs << " x "
-                                            << d_model << ", dt_rank " << dt_rank << ", "
-                                            << state_bytes);
+            SCOPED_TRACE(testing::Message()
+                         << clusters << " clusters, " << num_seqs << " x " << d_model
+                         << ", dt_rank " << dt_rank << ", " << state_bytes);
             const DecoderClusterShape s = shape(num_seqs, d_model, dt_rank, 24, state_bytes);
             const DecoderClusterPlan plan = plan_decoder_cluster(s, clusters, kSharedBytes);
             if (!plan.usable) continue;
