@@ -3,8 +3,8 @@
 
 #include "ops/causal_conv1d_taps.cuh"
 #include "ops/cuda/math.cuh"
-#include "ops/cuda/wgmma.cuh"
-#include "ops/decoder_cluster.cuh"
+#include "ops/decoder_cluster_scan.cuh"
+#include "ops/decoder_cluster_warps.cuh"
 
 namespace krait::cuda {
 
@@ -15,10 +15,9 @@ template <int kSeqs, class S>
 class ClusterLayers {
  public:
   __device__ explicit ClusterLayers(const ClusterBlock<kSeqs>& block)
-      : b_(block),
+      : w_(block),
+        b_(block),
         cut_(block.cut),
-        thread_(static_cast<int>(threadIdx.x)),
-        group_(ClusterBlock<kSeqs>::group()),
         eps_(block.a.eps),
         per_d_model_(block.a.per_d_model) {}
 
@@ -36,7 +35,7 @@ class ClusterLayers {
       x_proj();
       const Floats<2 * kClusterTiles> bias = dt_bias(layer);
       dt_proj(phase, bias);
-      scan(layer);
+      ClusterScan<kSeqs, S>(w_).run(layer);
       const Outputs outputs(*this, layer, l + 1 < b_.a.n_layer ? b_.a.layer[l + 1].norm : nullptr);
       out_proj(phase);
       finish(outputs);
@@ -44,107 +43,13 @@ class ClusterLayers {
   }
 
  private:
-  static constexpr int kSums = ClusterBlock<kSeqs>::kSums;
-  static constexpr int kTileRowsBytes = kClusterTile * kTileBytes;
-
-  __device__ static void meet() {
-    asm volatile("bar.sync 1, %0;" ::"n"(kClusterThreads) : "memory");
-  }
-  // What the warp wrote to shared memory may be sent.
-  __device__ static void tell(uint32_t barrier) {
-    publish_to_copies();
-    __syncwarp();
-    if (ClusterBlock<kSeqs>::lane() == 0) arrive(barrier);
-  }
-
-  // --- The ring ---
-  __device__ uint32_t await_stage() const {
-    wait_for_phase(b_.full(at_.s), at_.turn);
-    return b_.stage(at_.s);
-  }
-  __device__ void leave_stage() {
-    __syncwarp();
-    if (ClusterBlock<kSeqs>::lane() == 0) arrive(b_.empty(at_.s));
-    at_.next(cut_.stages);
-  }
-  // A matrix's `rows` rows, each tile of which one warpgroup multiplies, over steps of kClusterTile
-  // inputs, each in a stage of its own or all in one: multiply(d, stage, step, tile) starts a
-  // step's products, keep(d, t, tile) gets the sums of a warpgroup's tile number t.
-  template <class Multiply, class Keep>
-  __device__ void product(int rows, int steps, bool one_stage, const Multiply& multiply,
-                          const Keep& keep) {
-    static_assert(kClusterTiles == 2);
-    const int tiles = (rows + kClusterTile - 1) / kClusterTile;
-    if (group_ + kClusterGroups < tiles)
-      product_of<2>(steps, one_stage, multiply, keep);
-    else if (group_ < tiles)
-      product_of<1>(steps, one_stage, multiply, keep);
-    else
-      pass(one_stage ? 1 : steps);
-  }
-  // A stage is handed back as soon as its products are done: the ring is short of stages rather
-  // than the tensor cores of work. (That these loops hold nothing else that depends on the shape
-  // lets the compiler see which registers products are adding to.)
-  template <int kTiles, class Multiply, class Keep>
-  __device__ void product_of(int steps, bool one_stage, const Multiply& multiply,
-                             const Keep& keep) {
-    float d[kTiles][kSums] = {};
-    uint32_t stage = 0;
-    for (int step = 0; step < steps; ++step) {
-      if (step == 0 || !one_stage) stage = await_stage();
-      begin_products();
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) multiply(d[t], stage, step, group_ + t * kClusterGroups);
-      end_products();
-      wait_for_products<0>();
-      if (!one_stage || step + 1 == steps) leave_stage();
-    }
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (float& sum : d[t]) asm volatile("" : "+f"(sum)::"memory");
-      keep(d[t], t, group_ + t * kClusterGroups);
-    }
-  }
-  // A step of inputs of vectors: a tile of the matrix times their elements from step kClusterTile
-  // on.
-  __device__ static void multiply_step(float (&d)[kSums], uint64_t tile, uint64_t vectors,
-                                       int step) {
-    vectors += static_cast<uint32_t>(step * kClusterTile);  // in units of 16 bytes
-#pragma unroll
-    for (int k = 0; k < kClusterTile; k += 16) multiply_tiles(d, tile + k / 8, vectors + k);
-  }
-  // Stages that this warpgroup has nothing to do with.
-  __device__ void pass(int stages) {
-    for (int i = 0; i < stages; ++i) {
-      await_stage();
-      leave_stage();
-    }
-  }
-  // Row and sequence of a thread's sum number i of a tile.
-  __device__ static int row_of(int i) {
-    return static_cast<int>(threadIdx.x) % 128 / 32 * 16 + ClusterBlock<kSeqs>::lane() / 4 +
-           i % 4 / 2 * 8;
-  }
-  __device__ static int seq_of(int i) {
-    return i / 4 * 8 + ClusterBlock<kSeqs>::lane() % 4 * 2 + i % 2;
-  }
+  using Warps = ClusterWarps<kSeqs>;
+  static constexpr int kSums = Warps::kSums;
 
   // --- The residual stream ---
-  // A thread's outputs: four neighbouring ones of every at_once-th sequence.
-  struct Four {
-    int column, first, at_once;
-    __device__ Four(int thread, int width) {
-      const int columns = width / 4;
-      column = thread % columns * 4;
-      at_once = kClusterThreads / columns;
-      first = thread / columns;
-      if (first >= at_once) first = kSeqs;
-    }
-  };
   // Token by token: its row is the residual stream.
   __device__ void embed() {
-    const Four own(thread_, cut_.outputs);
+    const ClusterFour own = w_.four_of(cut_.outputs);
     const int output = b_.rank * cut_.outputs + own.column;
     const Floats<4> norm = load_vector<4>(b_.a.layer[0].norm + output);
     for (int seq = own.first; seq < b_.seqs; seq += own.at_once) {
@@ -152,7 +57,7 @@ class ClusterLayers {
           b_.a.embedding + int64_t{b_.a.tokens[b_.seq0 + seq]} * cut_.d_model + output);
       give(seq, own.column, r, norm);
     }
-    tell(b_.x_ready());
+    Warps::tell(b_.x_ready());
   }
   // The residual stream of the next layer: kept, and what others need of it.
   __device__ void give(int seq, int column, const Floats<4>& r, const Floats<4>& norm) const {
@@ -170,12 +75,12 @@ class ClusterLayers {
   // --- in_proj and the convolution ---
   // Of a thread's four channels.
   struct Channels {
-    Four own;
+    ClusterFour own;
     Taps<4> taps;
     Floats<4> x_bias{}, z_bias{};
 
     __device__ Channels(const ClusterLayers& of, const DecoderClusterLayer& layer)
-        : own(of.thread_, of.cut_.channels), taps(layer.conv_weight, layer.conv_bias, at(of)) {
+        : own(of.w_.four_of(of.cut_.channels)), taps(layer.conv_weight, layer.conv_bias, at(of)) {
       if (!layer.in_bias) return;
       x_bias = load_vector<4>(layer.in_bias + at(of));
       z_bias = load_vector<4>(layer.in_bias + of.cut_.d_inner + at(of));
@@ -191,7 +96,7 @@ class ClusterLayers {
     const uint32_t to = b_.address(cut_.shared.conv);
     const S* const states = b_.template conv<const S>(layer);
 #pragma unroll 4
-    for (int i = thread_; i < count; i += kClusterThreads) {
+    for (int i = w_.thread; i < count; i += kClusterThreads) {
       const int run = i / vectors;
       copy_async_uncached(to + static_cast<uint32_t>(16 * i),
                           states + b_.conv_place(run / kClusterBefore) +
@@ -206,36 +111,30 @@ class ClusterLayers {
     const int rows = 2 * cut_.channels;
     const uint64_t x = blocks_descriptor(b_.address(cut_.shared.x), 128, cut_.d_model * 16);
     float* const sums = b_.template at<float>(cut_.shared.sums);
-    product(
+    w_.product(
         rows, cut_.d_model / kClusterTile, /*one_stage=*/false,
         [&](float(&d)[kSums], uint32_t stage, int step, int tile) {
-          multiply_step(d, tile_descriptor(stage + static_cast<uint32_t>(tile * kTileRowsBytes)), x,
-                        step);
+          Warps::multiply_step(
+              d, tile_descriptor(stage + static_cast<uint32_t>(tile * kClusterTile * kTileBytes)),
+              x, step);
         },
         [&](const float(&d)[kSums], int, int tile) {
 #pragma unroll
           for (int i = 0; i < kSums; ++i)
-            if (const int row = tile * kClusterTile + row_of(i); row < rows)
-              sums[seq_of(i) * cut_.sums_pitch() + row] = d[i];
+            if (const int row = tile * kClusterTile + Warps::row_of(i); row < rows)
+              sums[Warps::seq_of(i) * cut_.sums_pitch() + row] = d[i];
         });
     wait_for_copies<0>();
-    meet();  // the sums, the scales and the convolution's states are there; x has been read
-  }
-  // body(t, tile) for each tile of `rows` rows that this warpgroup multiplies.
-  template <class Body>
-  __device__ void for_tiles(int rows, const Body& body) const {
-#pragma unroll
-    for (int t = 0; t < kClusterTiles; ++t)
-      if (const int tile = group_ + t * kClusterGroups; tile * kClusterTile < rows) body(t, tile);
+    Warps::meet();  // the sums, the scales and the convolution's states are there; x has been read
   }
   // 1 / sqrt(mean(r^2) + eps) of each sequence.
   __device__ void take_scales() const {
-    if (thread_ >= b_.seqs) return;
-    const float* const squares = b_.template at<float>(cut_.shared.squares) + thread_;
+    if (w_.thread >= b_.seqs) return;
+    const float* const squares = b_.template at<float>(cut_.shared.squares) + w_.thread;
     float sum = 0;
 #pragma unroll
     for (int block = 0; block < kClusterBlocks; ++block) sum += squares[block * kSeqs];
-    b_.template at<float>(cut_.shared.scale)[thread_] = rsqrtf(fmaf(sum, per_d_model_, eps_));
+    b_.template at<float>(cut_.shared.scale)[w_.thread] = rsqrtf(fmaf(sum, per_d_model_, eps_));
   }
   // From the sums to u, z and the states; kConvTogether sequences at a time.
   static constexpr int kConvTogether = 2;
@@ -282,12 +181,12 @@ class ClusterLayers {
       }
     }
     // Up to a whole tile x_proj's inputs are the next block's: times zero.
-    for (int i = thread_; i < kSeqs * (cut_.u_width - width) / 8; i += kClusterThreads)
+    for (int i = w_.thread; i < kSeqs * (cut_.u_width - width) / 8; i += kClusterThreads)
       *b_.template at<uint4>(cut_.shared.u +
                              2 * vector_place(cut_.u_width, i % kSeqs, width + i / kSeqs * 8)) =
           make_uint4(0, 0, 0, 0);
     publish_to_copies();
-    meet();  // u is there
+    Warps::meet();  // u is there
   }
 
   // --- x_proj and dt_proj ---
@@ -296,30 +195,27 @@ class ClusterLayers {
     const int rows = cut_.x_proj_rows;
     const uint64_t u = blocks_descriptor(b_.address(cut_.shared.u), 128, cut_.u_width * 16);
     float* const parts = b_.template at<float>(cut_.shared.parts);
-    product(
+    w_.product(
         rows, cut_.u_width / kClusterTile, /*one_stage=*/true,
         [&](float(&d)[kSums], uint32_t stage, int step, int tile) {
-          multiply_step(d, tile_descriptor(tile_at(stage, step, rows, tile)), u, step);
+          Warps::multiply_step(d, tile_descriptor(Warps::tile_at(stage, step, rows, tile)), u,
+                               step);
         },
         [&](const float(&d)[kSums], int, int tile) {
 #pragma unroll
           for (int i = 0; i < kSums; ++i)
-            if (const int row = tile * kClusterTile + row_of(i); row < rows)
-              parts[x_dbl_place(kSeqs, seq_of(i), row)] = d[i];
+            if (const int row = tile * kClusterTile + Warps::row_of(i); row < rows)
+              parts[x_dbl_place(kSeqs, Warps::seq_of(i), row)] = d[i];
         });
-    tell(b_.parts_ready());
-  }
-  // A tile of a stage that holds `rows` rows of a matrix for each step of inputs.
-  __device__ static uint32_t tile_at(uint32_t stage, int step, int rows, int tile) {
-    return stage + static_cast<uint32_t>((step * rows + tile * kClusterTile) * kTileBytes);
+    Warps::tell(b_.parts_ready());
   }
   // Of a thread's rows of dt_proj's tiles.
   __device__ Floats<2 * kClusterTiles> dt_bias(const DecoderClusterLayer& layer) const {
     Floats<2 * kClusterTiles> bias{};
-    for_tiles(cut_.channels, [&](int t, int tile) {
+    w_.for_tiles(cut_.channels, [&](int t, int tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        if (const int row = tile * kClusterTile + row_of(2 * half); row < cut_.channels)
+        if (const int row = tile * kClusterTile + Warps::row_of(2 * half); row < cut_.channels)
           bias[2 * t + half] = layer.dt_bias[b_.rank * cut_.channels + row];
     });
     return bias;
@@ -327,14 +223,14 @@ class ClusterLayers {
   // delta and delta u of each sequence and channel.
   __device__ void dt_proj(uint32_t phase, const Floats<2 * kClusterTiles>& bias) {
     wait_for_phase(b_.x_dbl_full(), phase);
-    keep_parameters(await_stage());
+    keep_parameters(w_.await_stage());
     const uint64_t dt = blocks_descriptor(b_.address(cut_.shared.x_dbl), kSeqs * 16, 128);
     const bf16* const u = b_.template at<bf16>(cut_.shared.u);
     auto* const steps = b_.template at<float2>(cut_.shared.steps);
-    product(
+    w_.product(
         cut_.channels, (cut_.dt_rank + kClusterTile - 1) / kClusterTile, /*one_stage=*/true,
         [&](float(&d)[kSums], uint32_t stage, int step, int tile) {
-          const uint64_t a = tile_descriptor(tile_at(stage, step, cut_.channels, tile));
+          const uint64_t a = tile_descriptor(Warps::tile_at(stage, step, cut_.channels, tile));
       // Beyond dt_rank the tile is zero: times whatever x_dbl holds.
 #pragma unroll
           for (int k = 0; k < kClusterTile; k += 16)
@@ -347,18 +243,19 @@ class ClusterLayers {
           float2 step[kSums];
 #pragma unroll
           for (int i = 0; i < kSums; ++i) {
-            const int row = min(tile * kClusterTile + row_of(i), cut_.channels - 1);
+            const int row = min(tile * kClusterTile + Warps::row_of(i), cut_.channels - 1);
             const float sum = unpack(pack<bf16>(Floats<1>{{d[i]}}))[0];
             const float delta = softplus(sum + bias[2 * t + i % 4 / 2]);
-            const float in = load_vector<1>(u + vector_place(cut_.u_width, seq_of(i), row))[0];
+            const float in =
+                load_vector<1>(u + vector_place(cut_.u_width, Warps::seq_of(i), row))[0];
             step[i] = make_float2(delta, delta * in);
           }
 #pragma unroll
           for (int i = 0; i < kSums; ++i)
-            if (const int row = tile * kClusterTile + row_of(i); row < cut_.channels)
-              steps[seq_of(i) * cut_.channels + row] = step[i];
+            if (const int row = tile * kClusterTile + Warps::row_of(i); row < cut_.channels)
+              steps[Warps::seq_of(i) * cut_.channels + row] = step[i];
         });
-    meet();  // delta, A and D are there
+    Warps::meet();  // delta, A and D are there
   }
   // A, times log2 e, and D, out of the stage behind dt_proj's tiles.
   __device__ void keep_parameters(uint32_t stage) const {
@@ -366,113 +263,28 @@ class ClusterLayers {
     const auto* const from = b_.template at<float>(static_cast<int>(stage - b_.memory_at) +
                                                    tiles * cut_.channels * kTileBytes);
     float* const A = b_.template at<float>(cut_.shared.A);
-    for (int i = 4 * thread_; i < cut_.channels * kClusterStates; i += 4 * kClusterThreads) {
+    for (int i = 4 * w_.thread; i < cut_.channels * kClusterStates; i += 4 * kClusterThreads) {
       Floats<4> rates = load_vector<4>(from + i);
 #pragma unroll
       for (int k = 0; k < 4; ++k) rates[k] *= kLog2E;
       store_vector(A + i, rates);
     }
-    if (thread_ < cut_.channels)
-      b_.template at<float>(cut_.shared.D)[thread_] =
-          from[cut_.channels * kClusterStates + thread_];
-  }
-
-  // --- The scan ---
-  // Four neighbouring lanes share a channel, four states each, of as many sequences at a time,
-  // whose outputs they share.
-  static constexpr int kTogether = 4;
-  __device__ void scan(const DecoderClusterLayer& layer) {
-    const int lanes = 4 * cut_.channels;  // of a sequence
-    S* const states = b_.template ssm<S>(layer);
-    for (int first = 0; first < b_.seqs; first += cut_.state_seqs) {
-      const int end = min(first + cut_.state_seqs, b_.seqs);
-      const S* const in = b_.template at<S>(static_cast<int>(await_stage() - b_.memory_at));
-      for (int place = thread_; place < lanes; place += kClusterThreads) {
-        const Channel channel(*this, place);
-        for (int seq = first; seq < end; seq += kTogether) {
-          const S* const from = in + 4 * ((seq - first) * lanes + place);
-          if (seq + kTogether <= end)
-            advance<true>(channel, seq, end, from, states + 4 * place);
-          else
-            advance<false>(channel, seq, end, from, states + 4 * place);
-        }
-      }
-      leave_stage();
-      if (end % kClusterOctet == 0 || end == b_.seqs) tell(b_.y_ready(first / kClusterOctet));
-    }
-  }
-  // Of a lane of the scan: what all sequences share, and where theirs is for the first one.
-  struct Channel {
-    Floats<4> A;
-    float D;
-    const float2* step;
-    const bf16 *B, *C, *u, *z;
-    bf16* y;
-
-    __device__ Channel(const ClusterLayers& of, int place) {
-      const DecoderClusterPlan& cut = of.cut_;
-      const int channel = place >> 2, n = (place & 3) * 4;
-      const bf16* const x_dbl = of.b_.template at<bf16>(cut.shared.x_dbl);
-      A = load_vector<4>(of.b_.template at<float>(cut.shared.A) + 4 * place);
-      D = of.b_.template at<float>(cut.shared.D)[channel];
-      step = of.b_.template at<float2>(cut.shared.steps) + channel;
-      B = x_dbl + x_dbl_place(kSeqs, 0, cut.dt_rank + n);
-      C = x_dbl + x_dbl_place(kSeqs, 0, cut.dt_rank + kClusterStates + n);
-      u = of.b_.template at<bf16>(cut.shared.u) + vector_place(cut.u_width, 0, channel);
-      z = of.b_.template at<bf16>(cut.shared.z) + channel;
-      y = of.b_.template at<bf16>(cut.shared.y) +
-          vector_place(cut.d_inner, 0, of.b_.rank * cut.channels + channel);
-    }
-  };
-  // in: the lane's states of sequence seq0; out: of slot 0. kAll: all kTogether are there.
-  template <bool kAll>
-  __device__ __forceinline__ void advance(const Channel& c, int seq0, int end, const S* in,
-                                          S* out) const {
-    Floats<4> h[kTogether];
-    float y[kTogether];
-#pragma unroll
-    for (int k = 0; k < kTogether; ++k) {
-      const int more = kAll ? k : min(k, end - 1 - seq0), seq = seq0 + more;
-      h[k] = load_vector<4>(in + more * 16 * cut_.channels);
-      const float2 step = c.step[seq * cut_.channels];
-      const Floats<4> B = load_vector<4>(c.B + seq * 8), C = load_vector<4>(c.C + seq * 8);
-      y[k] = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        h[k][i] = fmaf(exp2_approx(step.x * c.A[i]), h[k][i], step.y * B[i]);
-        y[k] = fmaf(C[i], h[k][i], y[k]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kTogether; ++k)
-      if (kAll || seq0 + k < end) store_vector(out + b_.ssm_place(seq0 + k), h[k]);
-#pragma unroll
-    for (int d = 2; d > 0; d /= 2)
-#pragma unroll
-      for (int k = 0; k < kTogether; ++k) y[k] += __shfl_xor_sync(~0u, y[k], d);
-    const int own = thread_ & 3, seq = seq0 + own;
-    float sum = y[0];
-#pragma unroll
-    for (int k = 1; k < kTogether; ++k) sum = own == k ? y[k] : sum;
-    if (!kAll && seq >= end) return;
-    const int of_octet = (seq >> 3) * 8, in_octet = (seq & 7) * 8;
-    const float u = load_vector<1>(c.u + of_octet * cut_.u_width + in_octet)[0];
-    const float z = load_vector<1>(c.z + seq * cut_.channels)[0];
-    store_vector(c.y + of_octet * cut_.d_inner + in_octet,
-                 Floats<1>{{fmaf(c.D, u, sum) * silu(z)}});
+    if (w_.thread < cut_.channels)
+      b_.template at<float>(cut_.shared.D)[w_.thread] =
+          from[cut_.channels * kClusterStates + w_.thread];
   }
 
   // --- out_proj ---
   // Of a thread's four outputs. next_norm: null behind the last layer.
   struct Outputs {
-    Four own;
+    ClusterFour own;
     int output;
     bool last;
     Floats<4> bias{}, norm{};
 
     __device__ Outputs(const ClusterLayers& of, const DecoderClusterLayer& layer,
                        const float* next_norm)
-        : own(of.thread_, of.cut_.outputs),
+        : own(of.w_.four_of(of.cut_.outputs)),
           output(of.b_.rank * of.cut_.outputs + own.column),
           last(!next_norm) {
       if (layer.out_bias) bias = load_vector<4>(layer.out_bias + output);
@@ -485,21 +297,22 @@ class ClusterLayers {
     const int steps = cut_.d_inner / kClusterTile;
     const uint64_t y = blocks_descriptor(b_.address(cut_.shared.y), 128, cut_.d_inner * 16);
     float* const sums =
-        b_.template at<float>(cut_.shared.out_sums) + group_ * kSeqs * cut_.out_pitch();
-    product_of<1>((steps + kClusterGroups - 1) / kClusterGroups, /*one_stage=*/false,
-                  [&](float(&d)[kSums], uint32_t stage, int i, int) {
-                    const uint64_t a = tile_descriptor(
-                        stage + static_cast<uint32_t>(group_ * cut_.outputs * kTileBytes));
-                    // Behind the last step the tile is zero: times any of y.
-                    multiply_step(d, a, y, min(i * kClusterGroups + group_, steps - 1));
-                  },
-                  [&](const float(&d)[kSums], int, int) {
-                    meet();  // y has been read
+        b_.template at<float>(cut_.shared.out_sums) + w_.group * kSeqs * cut_.out_pitch();
+    w_.template product_of<1>(
+        (steps + kClusterGroups - 1) / kClusterGroups, /*one_stage=*/false,
+        [&](float(&d)[kSums], uint32_t stage, int i, int) {
+          const uint64_t a =
+              tile_descriptor(stage + static_cast<uint32_t>(w_.group * cut_.outputs * kTileBytes));
+          // Behind the last step the tile is zero: times any of y.
+          Warps::multiply_step(d, a, y, min(i * kClusterGroups + w_.group, steps - 1));
+        },
+        [&](const float(&d)[kSums], int, int) {
+          Warps::meet();  // y has been read
 #pragma unroll
-                    for (int i = 0; i < kSums; ++i)
-                      sums[seq_of(i) * cut_.out_pitch() + row_of(i)] = d[i];
-                  });
-    meet();  // all warpgroups' sums are there
+          for (int i = 0; i < kSums; ++i)
+            sums[Warps::seq_of(i) * cut_.out_pitch() + Warps::row_of(i)] = d[i];
+        });
+    Warps::meet();  // all warpgroups' sums are there
   }
   // From the sums to the residual stream.
   __device__ void finish(const Outputs& outputs) const {
@@ -516,7 +329,7 @@ class ClusterLayers {
       else
         give(seq, column, r, outputs.norm);
     }
-    if (!outputs.last) tell(b_.x_ready());
+    if (!outputs.last) Warps::tell(b_.x_ready());
   }
   __device__ Floats<4> total(int seq, int column, const Floats<4>& bias) const {
     const float* const sums =
@@ -539,11 +352,10 @@ class ClusterLayers {
       store_vector(static_cast<bf16*>(b_.a.residual) + place, r);
   }
 
+  Warps w_;
   const ClusterBlock<kSeqs>& b_;
   const DecoderClusterPlan& cut_;
-  const int thread_, group_;
   const float eps_, per_d_model_;
-  ClusterStage at_;
 };
 
 #endif
