@@ -165,7 +165,8 @@ __global__ void __launch_bounds__(kThreads, kScanStreamsCarryBlocks)
   __shared__ Shared tiles[2];
   Walker walker(a, tiles);
 #pragma unroll 1
-  for (int64_t index = blockIdx.y; index < a.pieces; index += gridDim.y) {
+  for (int64_t index = blockIdx.y + (kFromZero ? 0 : a.whole); index < a.pieces;
+       index += gridDim.y) {
     Piece p;
     if (!find_piece(a, index, p)) continue;
     if constexpr (kFromZero) {
@@ -215,8 +216,9 @@ __global__ void __launch_bounds__(kScanStreamsChainThreads)
 
 template <bool kFromZero>
 void launch_carry(const Args& a, const ScanStreamsPlan& plan, cudaStream_t stream) {
+  const int64_t pieces = kFromZero ? plan.pieces : plan.pieces - plan.whole;
   const dim3 grid(static_cast<unsigned>(plan.carry_blocks),
-                  static_cast<unsigned>(plan.carry_walkers));
+                  static_cast<unsigned>(std::min(plan.carry_walkers, pieces)));
   selective_scan_bwd_streams_carry<kFromZero><<<grid, kThreads, 0, stream>>>(a);
   check_launch("selective_scan_bwd_streams_carry");
 }

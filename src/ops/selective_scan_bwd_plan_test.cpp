@@ -116,6 +116,8 @@ TEST(ScanStreamsPlan, CoversEveryPieceWithinTheGpusLimits) {
     ASSERT_EQ(plan.pieces, s.num_seqs + s.tokens / kScanStreamsPiece);
     ASSERT_EQ(plan.chain_blocks > 0, s.tokens > kScanStreamsPiece);
     ASSERT_EQ(plan.part_slots > 0, plan.part > 0);
+    ASSERT_EQ(plan.whole<plan.pieces, plan.part> 0);
+    ASSERT_GE(plan.whole, 0);
     if (plan.part > 0) {
       ASSERT_EQ(kScanStreamsPiece % plan.part, 0);
       ASSERT_EQ(plan.part % kScanStreamsTile, 0);
@@ -144,6 +146,13 @@ TEST(ScanStreamsPlan, FewBlocksAreWalkedInParts) {
   EXPECT_GT(plan_scan_streams({2048, 1, 1536, 1}, 132).part, 0);
   EXPECT_EQ(plan_scan_streams({kScanStreamsTile, 1, 1536, 1}, 132).part, 0);
   EXPECT_EQ(plan_scan_streams({32 * 2048, 32, 1536, 1}, 132).part, 0);
+}
+
+// 320 blocks of whole pieces for 264 places: most stay whole, and what is left is cut for all.
+TEST(ScanStreamsPlan, TheLastPiecesAreWalkedInPartsWherePlacesWouldRest) {
+  const ScanStreamsPlan plan = plan_scan_streams({4 * 2048, 4, 5120, 1}, 132);
+  EXPECT_EQ(plan.whole, 3);
+  EXPECT_EQ(plan.part, 512);
 }
 
 }  // namespace

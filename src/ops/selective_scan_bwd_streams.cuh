@@ -34,8 +34,9 @@ struct Args {
   float* behind_part;  // (part slots, d_inner, d_state): what flows into a part
   int64_t tokens, pieces;
   int64_t plane;  // d_inner * d_state
+  int64_t whole;  // pieces up to this number are walked whole, the others in parts
   int num_seqs, d_inner, d_state, group_channels;
-  int part;  // tokens of a part, a power of two; 0: pieces are walked whole
+  int part;  // tokens of a part, a power of two; 0: whole = pieces
 };
 
 // A sequence or a part of one; tokens counted over the batch.
@@ -44,6 +45,7 @@ struct Piece {
   int64_t slot;            // of what flows into it, if it is not the last of its sequence
   int64_t state_row;       // of the pool of states
   bool first, last, many;  // of its sequence
+  bool part;               // of a piece
 };
 
 // The sequences' last pieces come first, so that no multiprocessor gets many of the numbers beyond,
@@ -52,6 +54,7 @@ __device__ __forceinline__ bool find_piece(const Args& a, int64_t index, Piece& 
   const int32_t* start = a.seq_start;
   int sequence = static_cast<int>(index);
   p.last = index < a.num_seqs;
+  p.part = false;
   if (!p.last)
     sequence = last_not_above(a.num_seqs, index - a.num_seqs,
                               [=](int i) { return int64_t{start[i] / kPiece}; });
@@ -75,6 +78,7 @@ __device__ __forceinline__ bool find_part(const Args& a, Piece& p, int part) {
   if (p.begin >= p.end) return false;
   p.end = min(p.end, p.begin + a.part);
   p.first = p.first && part == 0;
+  p.part = true;
   return true;
 }
 

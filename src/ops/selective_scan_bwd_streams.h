@@ -42,23 +42,41 @@ struct ScanStreamsPlan {
   int64_t carry_blocks;   // grid.x of the passes that come first: of channels and states
   int64_t carry_walkers;  // and their grid.y
   int64_t chain_blocks;   // of the kernel that chains pieces; 0 if no sequence can have many
-  // Where pieces are too few they are walked in parts side by side, after a pass that finds what
-  // flows into each: the same bits. Tokens of a part; 0: not.
-  int64_t part;
+  // Where pieces are too few, or leave multiprocessors idle at the end, those from number `whole`
+  // on are walked in parts side by side, after a pass that finds what flows into each: the same
+  // bits. Tokens of a part; 0: none is cut.
+  int64_t part, whole;
   int64_t part_slots;
 };
 
-// About how long the walk takes in parts of that many tokens, in twentieths of the time for a token
-// where all blocks are in use: a block alone on its multiprocessor takes two thirds of it.
-// Beginning and ending a part costs as much as 32 tokens; finding what flows into parts, 8 % of the
-// walk.
-inline int64_t scan_streams_time(int64_t part, int64_t longest, int64_t walks, int64_t at_once,
-                                 int64_t carry_rounds) {
-  const int64_t parts = (longest + part - 1) / part, blocks = walks * parts,
-                rest = blocks % at_once;
-  const int64_t rounds = blocks / at_once * 20 + (rest == 0 ? 0 : rest * 2 <= at_once ? 13 : 20);
-  return rounds * (part + 32) + (parts > 1 ? longest * carry_rounds * 6 / 5 : 0);
-}
+// About how long the walk takes when `whole` blocks take a piece of `longest` tokens each and `cut`
+// more take parts of one, in twentieths of the time for a token where all blocks are in use: a
+// block alone on its multiprocessor takes two thirds of it. Beginning and ending a piece or a part
+// costs as much as 32 tokens; finding what flows into parts, a launch and a tenth of the walk or,
+// where that has few blocks, its latency.
+struct ScanStreamsWork {
+  int64_t longest, part, whole, cut, at_once, carry_rounds;
+
+  int64_t time() const {
+    constexpr int64_t kEnds = 32, kLaunch = 190;
+    const int64_t parts = cut > 0 ? (longest + part - 1) / part * cut : 0;
+    const int64_t rest = whole % at_once, free = rest > 0 ? at_once - rest : 0;
+    // What blocks do for which no whole piece is left, meanwhile.
+    const int64_t beside = std::min(parts, free * ((longest + kEnds) / (part + kEnds)));
+    const int64_t last = rest == 0        ? 0
+                         : parts > beside ? 20
+                                          : rounds(rest + (beside > 0 ? free : 0));
+    return (whole / at_once * 20 + last) * (longest + kEnds) +
+           rounds(parts - beside) * (part + kEnds) +
+           (cut > 0 ? (longest - part) * (15 + 12 * carry_rounds) / 10 + kLaunch : 0);
+  }
+
+ private:
+  int64_t rounds(int64_t blocks) const {
+    const int64_t rest = blocks % at_once;
+    return blocks / at_once * 20 + (rest == 0 ? 0 : rest * 2 <= at_once ? 13 : 20);
+  }
+};
 
 inline ScanStreamsPlan plan_scan_streams(const ScanStreamsShape& s, int multiprocessors) {
   constexpr int64_t kWaves = 16, kMaxGridY = 65535;
@@ -82,20 +100,27 @@ inline ScanStreamsPlan plan_scan_streams(const ScanStreamsShape& s, int multipro
   const int64_t likely_pieces = std::max(s.num_seqs, plan.slots);
   const int64_t longest =
       std::min(kScanStreamsPiece, (s.tokens + likely_pieces - 1) / likely_pieces);
-  const auto time = [&](int64_t part) {
-    const int64_t carry_rounds =
-        plan.carry_blocks * likely_pieces / (int64_t{kScanStreamsCarryBlocks} * multiprocessors) +
-        1;
-    return scan_streams_time(part, longest, plan.blocks * likely_pieces, at_once, carry_rounds);
+  const auto time = [&](int64_t part, int64_t whole) {
+    const int64_t cut = likely_pieces - whole;
+    const int64_t carry_places = int64_t{kScanStreamsCarryBlocks} * multiprocessors;
+    return ScanStreamsWork{longest,           part,    plan.blocks * whole,
+                           plan.blocks * cut, at_once, plan.carry_blocks * cut / carry_places + 1}
+        .time();
   };
-  int64_t best = time(std::max<int64_t>(longest, 1));
-  for (int64_t part = kScanStreamsTile; part < longest; part *= 2)
-    if (time(part) < best) best = time(part), plan.part = part;
+  plan.whole = plan.pieces;
+  int64_t best = time(std::max<int64_t>(longest, 1), likely_pieces);
+  // As many whole pieces as fill all blocks some times, or nearly so; 2 % are not worth a launch.
+  const int64_t full = likely_pieces * plan.blocks / at_once * at_once / plan.blocks;
+  for (const int64_t whole : {int64_t{0}, full - 1, full, full + 1})
+    for (int64_t part = kScanStreamsTile; part < longest; part *= 2)
+      if (whole >= 0 && whole < likely_pieces &&
+          (whole == 0 ? time(part, 0) < best : time(part, whole) * 50 < best * 49))
+        best = time(part, whole), plan.part = part, plan.whole = whole;
   if (plan.part > 0) plan.part_slots = s.num_seqs + s.tokens / plan.part;
   // Sums over tokens (dA, dD, ddt_bias) are kept per walker: one for each piece, but no more than
   // deal out the work evenly.
   const int64_t parts = plan.part > 0 ? kScanStreamsPiece / plan.part : 1;
-  plan.walkers = std::clamp<int64_t>(plan.pieces * parts, 1,
+  plan.walkers = std::clamp<int64_t>(plan.whole + (plan.pieces - plan.whole) * parts, 1,
                                      std::min(kMaxGridY, kWaves * at_once / plan.blocks + 1));
   if (s.tokens > kScanStreamsPiece)
     plan.chain_blocks = plan.slots * ((s.d_inner * s.d_state - 1) / kScanStreamsChainThreads + 1);

@@ -351,7 +351,7 @@ struct Block : WarpScan<BlockPlaces<kWarps>> {
   }
 
   __device__ __forceinline__ void walk(const Piece& p) {
-    load_states(carry, a.part > 0 ? behind_part(a, p, p.begin) : flows_in(a, p));
+    load_states(carry, p.part ? behind_part(a, p, p.begin) : flows_in(a, p));
     const int last = last_tile(p), last_run = (p.end - last - 1) / kRun;
     Ahead ahead;
     load_run<false>(ahead, p, last + last_run * kRun + q * 2);

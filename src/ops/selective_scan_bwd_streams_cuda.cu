@@ -52,10 +52,12 @@ __global__ void __launch_bounds__(Block::kThreads,
   Block block(a, *reinterpret_cast<typename Block::SharedMemory*>(memory));
   const int parts = a.part > 0 ? kPiece / a.part : 1;
 #pragma unroll 1
-  for (int64_t index = blockIdx.y; index < a.pieces * parts; index += gridDim.y) {
+  for (int index = static_cast<int>(blockIdx.y); index < a.whole + (a.pieces - a.whole) * parts;
+       index += static_cast<int>(gridDim.y)) {
+    const int cut = index - static_cast<int>(a.whole);  // the number among all parts
     Piece p;
-    if (!find_piece(a, index / parts, p)) continue;
-    if (a.part > 0 && !find_part(a, p, static_cast<int>(index % parts))) continue;
+    if (!find_piece(a, cut < 0 ? index : a.whole + cut / parts, p)) continue;
+    if (cut >= 0 && !find_part(a, p, cut % parts)) continue;
     block.walk(p);
   }
   block.store_sums();
@@ -126,7 +128,7 @@ Args arguments(const SelectiveScan& op, const SelectiveScanGrad& grad) {
 
 void allocate(Args& a, const ScanStreamsPlan& plan, Arena& work) {
   const int64_t plane = a.plane, sums = plan.blocks * a.tokens * a.d_state;
-  a.pieces = plan.pieces, a.part = static_cast<int>(plan.part);
+  a.pieces = plan.pieces, a.whole = plan.whole, a.part = static_cast<int>(plan.part);
   a.dB = work.array<float>(2 * sums);
   a.dC = a.dB + (sums_row(a.d_state) == a.d_state ? sums : a.d_state);
   a.dA = work.array<float>(plan.walkers * plane);

@@ -370,7 +370,7 @@ struct WideBlock : WarpScan<WidePlaces<kWarps>> {
   static constexpr int kYAt = offsetof(Warp, y) / 4;
 
   __device__ __forceinline__ void walk(const Piece& p) {
-    load_states(carry, a.part > 0 ? behind_part(a, p, p.begin) : flows_in(a, p));
+    load_states(carry, p.part ? behind_part(a, p, p.begin) : flows_in(a, p));
     const int last = last_tile(p), last_run = (p.end - last - 1) / kRun;
     Ahead ahead;
     __syncthreads();  // the constants are there, the last piece's rows have been read

@@ -754,13 +754,16 @@ TEST(SelectiveScanCuda, PackedIsSeparateBitForBit) {
   });
 }
 
-// Alone in parts of pieces, together in whole pieces or in other parts.
+// Alone in parts of pieces, together in whole pieces, in other parts, or some in each (the fourth).
 TEST(SelectiveScanCuda, StreamsPackedIsSeparateBitForBit) {
   op_test::on_cuda([](Context& ctx) {
     for (const Case& packed :
          {Case{.lengths = {33, 50, 7}, .d_inner = 64, .d_state = 16},
           Case{.lengths = {300, 64, 0, 2500, 2048}, .d_inner = 64, .d_state = 16},
           Case{.lengths = {150, 70, 64}, .d_inner = 4224, .d_state = 16},
+          Case{.lengths = {192, 64, 130, 128, 128, 90, 160, 128, 132},
+               .d_inner = 2048,
+               .d_state = 16},
           Case{.lengths = {200, 130, 2100}, .d_inner = 96, .d_state = 16, .n_groups = 3},
           Case{.lengths = {33, 50, 7}, .d_inner = 32, .d_state = 64},
           Case{.lengths = {300, 64, 0, 2500, 2048}, .d_inner = 16, .d_state = 64},
