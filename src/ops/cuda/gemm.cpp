@@ -1,13 +1,15 @@
-// Strategy: cuBLASLt's first choice for the exact shape, strides, types and alignments, kept for
-// the next call. Its heuristic is a function of these and of the GPU, so the choice and the bits
-// are the same in every run. Sums that several blocks share go through the workspace in f32, in
-// fixed order.
+// Strategy: of what cuBLASLt's heuristic offers for the exact shape, strides, types and alignments
+// the first, or in some products the first with a tile that we prefer, kept for the next call. The
+// heuristic is a function of these and of the GPU, so the choice and the bits are the same in every
+// run. Sums that several blocks share go through the workspace in f32, in fixed order.
 #include "ops/cuda/gemm.h"
 
 #include <cublasLt.h>
 
+#include <array>
 #include <bit>
 #include <map>
+#include <span>
 #include <string>
 #include <tuple>
 
@@ -19,6 +21,17 @@ namespace {
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what cuBLAS recommends for Hopper
 constexpr size_t kMaxPlans = 4096;
 constexpr uint32_t kMaxAlignment = 16;  // no kernel asks for more; fewer distinct plans
+
+// The heuristic likes tiles that two groups of warps share: while they store one, nobody
+// multiplies. In large products with short sums and an output in bf16 the largest tiles that a
+// group has for itself are up to 18 % faster, where the heuristic offers them
+// (docs/kernels_cuda.md).
+constexpr double kLargeProduct = 4e9;  // multiply-adds: some 10 microseconds
+constexpr int64_t kWide = 768, kLeastSum = 128, kShortSum = 3072;
+constexpr int kCandidates = 8;
+constexpr cublasLtMatmulTile_t kPreferredTiles[] = {
+    CUBLASLT_MATMUL_TILE_168x128, CUBLASLT_MATMUL_TILE_176x128, CUBLASLT_MATMUL_TILE_128x168,
+    CUBLASLT_MATMUL_TILE_128x176, CUBLASLT_MATMUL_TILE_128x160, CUBLASLT_MATMUL_TILE_160x128};
 
 void check(cublasStatus_t status, const char* doing) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
@@ -100,6 +113,37 @@ cublasLtMatmulPreferenceOpaque_t preference_of(const Key& key) {
   return preference;
 }
 
+bool has_preferred_tiles(const Key& key) {
+  const int64_t summed = key.a.transpose ? key.a.rows : key.a.cols;
+  return key.c.dtype == DType::bf16 && summed >= kLeastSum && summed <= kShortSum &&
+         std::min(key.c.rows, key.c.cols) >= kWide &&
+         static_cast<double>(key.c.rows * key.c.cols) * static_cast<double>(summed) >=
+             kLargeProduct;
+}
+
+template <class T>
+T attribute(const cublasLtMatmulHeuristicResult_t& candidate,
+            cublasLtMatmulAlgoConfigAttributes_t which) {
+  T value{};
+  size_t written = 0;
+  check(
+      cublasLtMatmulAlgoConfigGetAttribute(&candidate.algo, which, &value, sizeof value, &written),
+      "asking for a kernel's tile");
+  return value;
+}
+
+// The first candidate of a preferred tile, or the first of all.
+const cublasLtMatmulHeuristicResult_t& choose(
+    std::span<const cublasLtMatmulHeuristicResult_t> candidates) {
+  for (const cublasLtMatmulTile_t tile : kPreferredTiles)
+    for (const auto& c : candidates)
+      if (c.state == CUBLAS_STATUS_SUCCESS &&
+          attribute<uint32_t>(c, CUBLASLT_ALGO_CONFIG_TILE_ID) == tile &&
+          attribute<int32_t>(c, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) <= 1)
+        return c;
+  return candidates.front();
+}
+
 Plan make_plan(cublasLtHandle_t handle, const Key& key) {
   Plan plan;
   for (const Operand* o : {&key.a, &key.b, &key.c})
@@ -112,13 +156,15 @@ Plan make_plan(cublasLtHandle_t handle, const Key& key) {
   set_layout(plan.b, key.b);
   set_layout(plan.c, key.c);
   cublasLtMatmulPreferenceOpaque_t preference = preference_of(key);
-  cublasLtMatmulHeuristicResult_t result{};
+  std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates{};
   int found = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      handle, &plan.matmul, &plan.a, &plan.b, &plan.c, &plan.c, &preference, 1, &result, &found);
+      handle, &plan.matmul, &plan.a, &plan.b, &plan.c, &plan.c, &preference,
+      has_preferred_tiles(key) ? kCandidates : 1, candidates.data(), &found);
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return plan;
   check(status, "choosing a product's kernel");
-  if (found == 0 || result.state != CUBLAS_STATUS_SUCCESS) return plan;
+  if (found == 0 || candidates[0].state != CUBLAS_STATUS_SUCCESS) return plan;
+  const auto& result = choose({candidates.data(), static_cast<size_t>(found)});
   plan.usable = true;
   plan.algo = result.algo;
   plan.workspace = result.workspaceSize;
