@@ -186,7 +186,7 @@ class TrainingStep {
     fill_zero(ctx_, dresidual_);
     dm_ = dresidual_.dtype == w_.dtype ? dresidual_ : m_;
     dn_ = dhidden;
-    norm_backward(saved_.size() - 1, gradients_.norm_f);
+    norm_backward(saved_.size() - 1, gradients_.norm_f, {});
   }
 
   // The block's input once more, where it is not kept, and its normed input.
@@ -200,12 +200,15 @@ class TrainingStep {
   }
 
   // From dn_ and dresidual_ of this norm's output to those of its inputs; dm_ gets the copy that
-  // out_proj's gradient reads.
-  void norm_backward(size_t i, const Tensor& dweight) {
+  // out_proj's gradient reads. y: gets its output once more, or none.
+  void norm_backward(size_t i, const Tensor& dweight, const Tensor& y) {
     const bool copy = i > 0 && dm_.data != dresidual_.data;
-    rms_norm_bwd(
-        ctx_, norm_op(i, {}),
-        {.dy = dn_, .dresidual = dresidual_, .dx = copy ? dm_ : Tensor(), .dweight = dweight});
+    rms_norm_bwd(ctx_, norm_op(i, {}),
+                 {.dy = dn_,
+                  .dresidual = dresidual_,
+                  .dx = copy ? dm_ : Tensor(),
+                  .dweight = dweight,
+                  .y = y});
   }
 
   void backward(int64_t layer) {
@@ -213,16 +216,21 @@ class TrainingStep {
     BlockArguments block = block_of(w_, layer, batch_.input, nullptr);
     block.conv = saved_[i].conv;
     block.ssm = saved_[i].ssm;
-    norm_again(i);
-    if (batch_.recompute != Recompute::none)
+    // Where the block's input is kept and nothing else reads the normed one, the norm's backward
+    // pass gives that besides.
+    const bool none = batch_.recompute == Recompute::none;
+    if (!none) {
+      norm_again(i);
       block_recompute(ctx_, block, saved_[i].a, /*products=*/batch_.recompute == Recompute::full);
-    block_backward(ctx_, block, saved_[i].a,
-                   {.parameters = gradients_.layers[i],
-                    .dm = dm_,
-                    .dn = dn_,
-                    .dconv = batch_.dstate ? batch_.dstate->conv(layer) : Tensor(),
-                    .dssm = batch_.dstate ? batch_.dstate->ssm(layer) : Tensor()});
-    norm_backward(i, gradients_.layers[i].norm);
+    }
+    block_backward(
+        ctx_, block, saved_[i].a,
+        {.parameters = gradients_.layers[i],
+         .dm = dm_,
+         .dn = dn_,
+         .dconv = batch_.dstate ? batch_.dstate->conv(layer) : Tensor(),
+         .dssm = batch_.dstate ? batch_.dstate->ssm(layer) : Tensor()},
+        [&] { norm_backward(i, gradients_.layers[i].norm, none ? saved_[i].a.n : Tensor()); });
   }
 
   Context& ctx_;

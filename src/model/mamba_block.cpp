@@ -184,7 +184,7 @@ void block_recompute(Context& ctx, const BlockArguments& block, const BlockActiv
 }
 
 void block_backward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
-                    const BlockGradients& g) {
+                    const BlockGradients& g, const std::function<void()>& norm_backward) {
   const Config& c = block.config;
   const LayerParameters &p = block.parameters, &dp = g.parameters;
   Arena& arena = ctx.workspace();
@@ -237,8 +237,10 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
                      .dweight = dp.conv1d_weight,
                      .dbias = dp.conv1d_bias,
                      .dstate = g.dconv});
-  linear_bwd(ctx, {.x = a.n, .weight = p.in_proj, .bias = {}, .y = {}},
-             {.dy = dxz, .dx = g.dn, .dweight = dp.in_proj, .dbias = dp.in_proj_bias});
+  const Linear in_proj = {.x = a.n, .weight = p.in_proj, .bias = {}, .y = {}};
+  linear_bwd(ctx, in_proj, {.dy = dxz, .dx = g.dn, .dweight = {}, .dbias = {}});
+  norm_backward();
+  linear_bwd(ctx, in_proj, {.dy = dxz, .dx = {}, .dweight = dp.in_proj, .dbias = dp.in_proj_bias});
 }
 
 }  // namespace krait

@@ -4,6 +4,8 @@
 // and its backward pass. Internal to model/.
 #pragma once
 
+#include <functional>
+
 #include "model/weights.h"
 #include "ops/context.h"
 
@@ -66,8 +68,9 @@ struct BlockGradients {
   Tensor dssm;   // (slots, d_inner, d_state)     the same
 };
 
-// block.conv and block.ssm hold the state as it was before block_forward.
+// block.conv and block.ssm hold the state as it was before block_forward. Calls norm_backward()
+// once dn is there and dm has been read; a.n is read behind it only.
 void block_backward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
-                    const BlockGradients& g);
+                    const BlockGradients& g, const std::function<void()>& norm_backward);
 
 }  // namespace krait

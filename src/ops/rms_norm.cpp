@@ -44,6 +44,7 @@ void rms_norm_bwd(Context& ctx, const RmsNorm& op, const RmsNormGrad& grad) {
   check_tensor(grad.dresidual, "dresidual", op.residual_out.dtype, {tokens, d_model});
   check_optional(grad.dx, "dx", grad.dy.dtype, {tokens, d_model});
   check_tensor(grad.dweight, "dweight", full, {d_model});
+  check_optional(grad.y, "y", grad.dy.dtype, {tokens, d_model});
   ctx.engine().rms_norm_bwd(ctx, op, grad);
 }
 

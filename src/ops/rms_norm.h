@@ -24,6 +24,7 @@ struct RmsNormGrad {
                      // gradient of residual_in (= of x)
   Tensor dx;         // (tokens, d_model)  T; a copy of the outgoing dresidual; none: not wanted
   Tensor dweight;    // (d_model)          f32, added to
+  Tensor y = {};     // (tokens, d_model)  T; what _fwd gave, once more; none: not wanted
 };
 
 Cost rms_norm_cost(const RmsNorm&);

@@ -92,7 +92,7 @@ void rms_norm_fwd(Context& ctx, const RmsNorm& op) {
   });
 }
 
-// dresidual and dx of one row; adds the row's part of dweight to `dweight`.
+// dresidual, dx and y of one row; adds the row's part of dweight to `dweight`.
 template <class T, class R>
 void norm_row_bwd(const RmsNorm& op, const RmsNormGrad& grad, int64_t t, float* dweight) {
   const DF d;
@@ -103,6 +103,7 @@ void norm_row_bwd(const RmsNorm& op, const RmsNormGrad& grad, int64_t t, float* 
   const T* dy = grad.dy.row<T>(t);
   R* dr = grad.dresidual.row<R>(t);
   T* dx = grad.dx ? grad.dx.row<T>(t) : nullptr;
+  T* y = grad.y ? grad.y.row<T>(t) : nullptr;
 
   Sum dot{hn::Zero(d), hn::Zero(d)};
   for_each_vector(width, [&](size_t i, size_t valid) HWY_ATTR {
@@ -115,11 +116,14 @@ void norm_row_bwd(const RmsNorm& op, const RmsNormGrad& grad, int64_t t, float* 
   const auto c = static_cast<float>(cube * dot.total(d) / static_cast<double>(width));
   for_each_vector(width, [&](size_t i, size_t valid) HWY_ATTR {
     const VF g = hn::Mul(load_part(d, dy + i, valid), load_part(d, w + i, valid));
-    const VF rc = hn::Mul(load_part(d, r + i, valid), hn::Set(d, c));
+    const VF r_i = load_part(d, r + i, valid), rc = hn::Mul(r_i, hn::Set(d, c));
     const VF norm_part = hn::MulSub(g, hn::Set(d, rstd), rc);
     const VF sum = hn::Add(load_part(d, dr + i, valid), norm_part);
     store_part(d, sum, dr + i, valid);
     if (dx) store_part(d, kept_as<R>(d, sum), dx + i, valid);
+    if (y)
+      store_part(d, hn::Mul(hn::Mul(r_i, hn::Set(d, rstd)), load_part(d, w + i, valid)), y + i,
+                 valid);
   });
 }
 

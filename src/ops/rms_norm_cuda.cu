@@ -39,7 +39,7 @@ struct Norm {
 
 template <class T, class R>
 struct NormGrad {
-  Rows<T> dy, dx;
+  Rows<T> dy, dx, y;
   Rows<R> residual, dresidual;
   const float *weight, *rstd;
   float* partial;  // (parts, d_model): sums of dweight
@@ -144,6 +144,17 @@ __device__ Floats<V> gradient(float rstd, float scale, const Floats<V>& weighted
   return dr;
 }
 
+// y of V elements, as the forward pass gives it.
+template <class T, class R, int V>
+__device__ void give_output(const NormGrad<T, R>& op, int64_t token, int64_t i, float rstd,
+                            const Floats<V>& weight, const Floats<V>& r) {
+  if (!op.y) return;
+  Floats<V> y;
+#pragma unroll
+  for (int k = 0; k < V; ++k) y[k] = r[k] * rstd * weight[k];
+  store_vector(op.y.row(token) + i, y);
+}
+
 // dresidual and dx of V elements.
 template <class T, class R, int V>
 __device__ void give_gradient(const NormGrad<T, R>& op, int64_t token, int64_t i,
@@ -157,9 +168,9 @@ __device__ void give_gradient(const NormGrad<T, R>& op, int64_t token, int64_t i
 
 // Grid: blocks that stay, each taking every gridDim.x-th group of block_rows rows. On chip: the row
 // in registers, and the thread's columns of dweight, which the block adds up over its rows in
-// order. Moves residual, dy, dresidual (in and out) and dx once: 16 bytes an element with bf16 and
-// an f32 stream. H200, 65536 x 768: 0.211 ms (90 % of 4.25 TB/s), 8192 x 2560: 0.111 ms (71 %);
-// bf16 stream 0.148 ms (80 %) and 0.074 ms (67 %).
+// order. Moves residual, dy, dresidual (in and out), dx and y once: 18 bytes an element with bf16
+// and an f32 stream, 16 without y; so, H200, 65536 x 768: 0.211 ms (90 % of 4.25 TB/s), 8192 x
+// 2560: 0.111 ms (71 %); bf16 stream 0.148 ms (80 %) and 0.074 ms (67 %).
 template <class T, class R, int N>
 __global__ void __launch_bounds__(kRmsMaxThreads)
     rms_norm_bwd_rows(const NormGrad<T, R> op, const int row_threads) {
@@ -208,6 +219,7 @@ __global__ void __launch_bounds__(kRmsMaxThreads)
       Floats<V> d = unpack(dy[j]);
 #pragma unroll
       for (int k = 0; k < V; ++k) d[k] *= weight[k];
+      give_output(op, token, place(j), rstd, weight, unpack(r[j]));
       if constexpr (!kEarly) from_elsewhere[j] = load_packed<V>(op.dresidual.row(token) + place(j));
       give_gradient<T, R, V>(op, token, place(j), unpack(from_elsewhere[j]),
                              gradient(rstd, scale, d, unpack(r[j])));
@@ -246,10 +258,12 @@ __global__ void __launch_bounds__(kRmsGeneralThreads)
     dot = fmaf(weighted_dy(i)[0], load_vector<1>(op.residual.row(token) + i)[0], dot);
   dot = row_sum(dot, kRmsGeneralThreads);
   const float scale = rstd * rstd * rstd * (dot / static_cast<float>(op.d_model));
-  for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads)
-    give_gradient<T, R, 1>(
-        op, token, i, load_vector<1>(op.dresidual.row(token) + i),
-        gradient(rstd, scale, weighted_dy(i), load_vector<1>(op.residual.row(token) + i)));
+  for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads) {
+    const Floats<1> r = load_vector<1>(op.residual.row(token) + i);
+    give_output(op, token, i, rstd, constant<1>(op.weight[i]), r);
+    give_gradient<T, R, 1>(op, token, i, load_vector<1>(op.dresidual.row(token) + i),
+                           gradient(rstd, scale, weighted_dy(i), r));
+  }
 }
 
 // Grid: a thread owns a column of kRmsGeneralTokens rows.
@@ -322,7 +336,8 @@ void rms_norm_bwd(Context& ctx, const RmsNorm& op, const RmsNormGrad& grad) {
   if (tokens == 0 || d_model == 0) return;
   const State& gpu = state_of(ctx);
   const RmsNormPlan plan = plan_rms_norm(
-      tokens, d_model, aligned({&op.residual_out, &op.weight, &grad.dy, &grad.dresidual, &grad.dx}),
+      tokens, d_model,
+      aligned({&op.residual_out, &op.weight, &grad.dy, &grad.dresidual, &grad.dx, &grad.y}),
       op.residual_out.dtype == DType::bf16, gpu.multiprocessors);
   const auto grid = static_cast<unsigned>(plan.bwd_blocks);
   const int64_t parts =
@@ -333,6 +348,7 @@ void rms_norm_bwd(Context& ctx, const RmsNorm& op, const RmsNormGrad& grad) {
     using R = typename decltype(r)::type;
     const NormGrad<T, R> args = {.dy = Rows<T>(grad.dy),
                                  .dx = Rows<T>(grad.dx),
+                                 .y = Rows<T>(grad.y),
                                  .residual = Rows<R>(op.residual_out),
                                  .dresidual = Rows<R>(grad.dresidual),
                                  .weight = op.weight.ptr<float>(),

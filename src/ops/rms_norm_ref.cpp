@@ -1,9 +1,17 @@
 #include <cmath>
+#include <vector>
 
 #include "ops/engine.h"
 
 namespace krait::reference {
 namespace {
+
+template <class R>
+double rstd_of(const R* r, int64_t d_model, float eps) {
+  double sum = 0;
+  for (int64_t i = 0; i < d_model; ++i) sum += static_cast<double>(r[i]) * r[i];
+  return 1 / std::sqrt(sum / static_cast<double>(d_model) + eps);
+}
 
 // T: activations, R: the residual stream, F: weights (f32, or f64 in double throughout).
 template <class T, class R, class F>
@@ -15,11 +23,11 @@ void fwd(const RmsNorm& op) {
       const double x = op.x ? static_cast<double>(op.x.row<T>(t)[i]) : 0.0;
       return static_cast<R>(static_cast<double>(op.residual_in.row<R>(t)[i]) + x);
     };
-    double sum = 0;
-    for (int64_t i = 0; i < d_model; ++i) sum += static_cast<double>(r(i)) * r(i);
-    const double rstd = 1 / std::sqrt(sum / static_cast<double>(d_model) + op.eps);
+    std::vector<R> row(static_cast<size_t>(d_model));
+    for (int64_t i = 0; i < d_model; ++i) row[static_cast<size_t>(i)] = r(i);
+    const double rstd = rstd_of(row.data(), d_model, op.eps);
     for (int64_t i = 0; i < d_model; ++i) {
-      const R ri = r(i);
+      const R ri = row[static_cast<size_t>(i)];
       op.y.row<T>(t)[i] = static_cast<T>(ri * rstd * op.weight.ptr<F>()[i]);
       if (op.residual_out) op.residual_out.row<R>(t)[i] = ri;  // may be where residual_in was
     }
@@ -44,6 +52,11 @@ void bwd(const RmsNorm& op, const RmsNormGrad& grad) {
           rstd * w[i] * dy[i] - r[i] * rstd * rstd * rstd * dot / static_cast<double>(d_model);
       dresidual[i] = static_cast<R>(static_cast<double>(dresidual[i]) + dr);
       if (grad.dx) grad.dx.row<T>(t)[i] = static_cast<T>(dresidual[i]);
+    }
+    if (grad.y) {
+      const double exact = rstd_of(r, d_model, op.eps);  // op.rstd is rounded
+      for (int64_t i = 0; i < d_model; ++i)
+        grad.y.row<T>(t)[i] = static_cast<T>(r[i] * exact * w[i]);
     }
   }
   for (int64_t i = 0; i < d_model; ++i) {

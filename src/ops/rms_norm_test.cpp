@@ -18,6 +18,7 @@ struct Case {
         dy(dtype, {tokens, d_model}),
         dresidual(residual, {tokens, d_model}, d_model + 4 * align),
         dx(dtype, {tokens, d_model}, d_model + align),
+        y_again(dtype, {tokens, d_model}, d_model + align),
         dweight(full(dtype), {d_model}) {
     Rng rng(seed);
     for (TestTensor* t : {&x, &residual_in, &dy, &dresidual, &dweight}) t->normal(rng);
@@ -44,15 +45,15 @@ struct Case {
             .rstd = rstd};
   }
   RmsNormGrad grad() const {
-    return {.dy = dy, .dresidual = dresidual, .dx = dx, .dweight = dweight};
+    return {.dy = dy, .dresidual = dresidual, .dx = dx, .dweight = dweight, .y = y_again};
   }
   bool guards_intact() const {
-    for (const TestTensor* t : {&residual_out, &y, &rstd, &dresidual, &dx, &dweight})
+    for (const TestTensor* t : {&residual_out, &y, &rstd, &dresidual, &dx, &dweight, &y_again})
       if (!t->guards_intact()) return false;
     return true;
   }
 
-  TestTensor x, residual_in, residual_out, weight, y, rstd, dy, dresidual, dx, dweight;
+  TestTensor x, residual_in, residual_out, weight, y, rstd, dy, dresidual, dx, y_again, dweight;
 };
 
 ::testing::AssertionResult close_as(const TestTensor& actual, const TestTensor& oracle,
@@ -112,6 +113,7 @@ void check_against_reference(Context& ctx, Case& c, double forward_tolerance) {
   EXPECT_TRUE(close_as(c.dresidual, oracle.dresidual, 1e-5));
   EXPECT_TRUE(close_as(c.dx, oracle.dx, 1e-5));
   EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 1e-5));
+  EXPECT_TRUE(bitwise_equal(c.y_again, c.y));
   EXPECT_TRUE(c.guards_intact());
 }
 
