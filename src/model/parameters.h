@@ -92,8 +92,11 @@ class ParameterStore {
                           Memory& memory = host_memory());
 
   const Tensor& flat() const { return buffer_.view(); }  // (size), gaps included
-  Tensor decayed() const { return flat().slice(0, 0, decayed_); }
-  Tensor undecayed() const { return flat().slice(0, decayed_, flat().size()); }
+  Tensor decayed() const { return decayed(flat()); }
+  Tensor undecayed() const { return undecayed(flat()); }
+  // The same parts of anything that is laid out so.
+  Tensor decayed(const Tensor& t) const { return t.slice(0, 0, decayed_); }
+  Tensor undecayed(const Tensor& t) const { return t.slice(0, decayed_, t.size()); }
   const Parameters& parameters() const { return parameters_; }  // views into the buffer
   OwnedTensor& buffer() { return buffer_; }
   const OwnedTensor& buffer() const { return buffer_; }

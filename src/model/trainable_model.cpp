@@ -22,11 +22,15 @@ TrainableModel::TrainableModel(const Config& config, DType dtype, Memory& memory
   }
 }
 
-void TrainableModel::refresh(Context& ctx) {
+void TrainableModel::refresh_A(Context& ctx) {
   const Config& c = weights_.config;
   for (int64_t layer = 0; layer < c.n_layer; ++layer)
     negative_exp(ctx, masters_.parameters().layers[static_cast<size_t>(layer)].A_log,
                  weights_.A.slice(0, layer, layer + 1).reshape({c.d_inner, c.d_state}));
+}
+
+void TrainableModel::refresh(Context& ctx) {
+  refresh_A(ctx);
   if (copies_.view()) round_elements(ctx, masters_.flat(), copies_);
 }
 

@@ -76,6 +76,10 @@ class TrainableModel {
   const Weights& weights() const { return weights_; }
   // Call after the masters have changed: rounds the matrices to bf16, computes A.
   void refresh(Context& ctx);
+  // For an optimizer that writes the rounded masters itself: all of them, laid out as the masters
+  // (none where matrices are not rounded), and what is left to compute then.
+  const Tensor& rounded_masters() const { return copies_.view(); }
+  void refresh_A(Context& ctx);
 
  private:
   ParameterStore masters_;

@@ -13,8 +13,9 @@ namespace krait {
 
 struct AdamW {
   Tensor param, grad, m, v;  // (size)  f32 (f64 on the reference engine); any shape, contiguous
-  Tensor norm;  // (1)     f32, from global_norm; not finite: nothing is changed; none: no
-                // clipping
+  Tensor rounded = {};  // (size)  bf16: param to nearest; left alone with param; none: not wanted
+  Tensor norm;          // (1)     f32, from global_norm; not finite: nothing is changed; none: no
+                        // clipping
   float max_norm = 0;
   float lr = 0, beta1 = 0.9f, beta2 = 0.95f, eps = 1e-8f, weight_decay = 0;
   int64_t step = 1;  // counts from 1

@@ -27,6 +27,7 @@ void adamw_range(const AdamW& op, const Factors& f, int64_t begin, int64_t end) 
   float *param = op.param.ptr<float>() + begin, *m = op.m.ptr<float>() + begin,
         *v = op.v.ptr<float>() + begin;
   const float* grad = op.grad.ptr<float>() + begin;
+  bf16* const rounded = op.rounded ? op.rounded.ptr<bf16>() + begin : nullptr;
   for_each_vector(static_cast<size_t>(end - begin), [&](size_t i, size_t valid) HWY_ATTR {
     const VF g = hn::Mul(load_part(d, grad + i, valid), hn::Set(d, f.clip));
     const VF m_new = hn::MulAdd(load_part(d, m + i, valid), hn::Set(d, f.beta1),
@@ -37,7 +38,9 @@ void adamw_range(const AdamW& op, const Factors& f, int64_t begin, int64_t end) 
     const VF step = hn::Div(hn::Mul(m_new, hn::Set(d, f.rate)), hn::Add(root, hn::Set(d, f.eps)));
     const VF p = load_part(d, param + i, valid);
     const VF change = hn::MulAdd(p, hn::Set(d, f.decay), step);
-    store_part(d, hn::Sub(p, change), param + i, valid);
+    const VF p_new = hn::Sub(p, change);
+    store_part(d, p_new, param + i, valid);
+    if (rounded) store_part(d, p_new, rounded + i, valid);
     store_part(d, m_new, m + i, valid);
     store_part(d, v_new, v + i, valid);
   });

@@ -19,6 +19,7 @@ void update(const AdamW& op) {
     const double m_hat = m / (1 - std::pow(beta1, step)), v_hat = v / (1 - std::pow(beta2, step));
     param = static_cast<F>(param - lr * static_cast<double>(op.weight_decay) * param -
                            lr * m_hat / (std::sqrt(v_hat) + static_cast<double>(op.eps)));
+    if (op.rounded) op.rounded.ptr<bf16>()[i] = bf16(static_cast<float>(param));
     m_i = static_cast<F>(m);
     v_i = static_cast<F>(v);
   }

@@ -13,7 +13,8 @@ struct Case {
         grad(dtype, {size}),
         m(dtype, {size}),
         v(dtype, {size}),
-        norm(dtype, {1}) {
+        norm(dtype, {1}),
+        rounded(DType::bf16, {size}) {
     Rng rng(seed);
     param.normal(rng);
     grad.normal(rng, 0.1);
@@ -33,6 +34,7 @@ struct Case {
             .grad = grad,
             .m = m,
             .v = v,
+            .rounded = rounded,
             .norm = norm,
             .max_norm = 1,
             .lr = 0.01f,
@@ -40,10 +42,16 @@ struct Case {
             .step = 3};
   }
   bool guards_intact() const {
-    return param.guards_intact() && m.guards_intact() && v.guards_intact();
+    return param.guards_intact() && m.guards_intact() && v.guards_intact() &&
+           rounded.guards_intact();
+  }
+  std::vector<double> rounded_param() const {
+    std::vector<double> values = param.to_double();
+    for (double& x : values) x = static_cast<float>(bf16(static_cast<float>(x)));
+    return values;
   }
 
-  TestTensor param, grad, m, v, norm;
+  TestTensor param, grad, m, v, norm, rounded;
 };
 
 // The equations of the header by hand: zero state, no clipping. At step 1 the corrected moments
@@ -98,6 +106,8 @@ void check_against_reference(Context& ctx, int64_t size) {
     EXPECT_TRUE(close(c.param, oracle.param.to_double(), 1e-6));
     EXPECT_TRUE(close(c.m, oracle.m.to_double(), 1e-6));
     EXPECT_TRUE(close(c.v, oracle.v.to_double(), 1e-6));
+    EXPECT_EQ(c.rounded.to_double(), c.rounded_param());
+    EXPECT_EQ(oracle.rounded.to_double(), oracle.rounded_param());
     EXPECT_TRUE(c.guards_intact());
   }
 }
@@ -124,10 +134,12 @@ TEST(AdamWCuda, AlignmentDoesNotMatter) {
     adamw(ctx, whole.op());
     for (auto [begin, end] : {std::pair{0, 1}, {1, 700}, {700, 1000}}) {
       AdamW op = part.op();
-      for (Tensor* t : {&op.param, &op.grad, &op.m, &op.v}) *t = t->slice(0, begin, end);
+      for (Tensor* t : {&op.param, &op.grad, &op.m, &op.v, &op.rounded})
+        *t = t->slice(0, begin, end);
       adamw(ctx, op);
     }
     EXPECT_TRUE(bitwise_equal(whole.param, part.param));
+    EXPECT_TRUE(bitwise_equal(whole.rounded, part.rounded));
   });
 }
 
@@ -140,6 +152,7 @@ void check_norm_not_finite(Context& ctx, DType dtype) {
     EXPECT_TRUE(bitwise_equal(c.param, before.param));
     EXPECT_TRUE(bitwise_equal(c.m, before.m));
     EXPECT_TRUE(bitwise_equal(c.v, before.v));
+    for (const double x : c.rounded.to_double()) EXPECT_TRUE(std::isnan(x));
   }
 }
 
@@ -208,6 +221,9 @@ TEST(AdamW, EntryRefusesWrongArguments) {
   EXPECT_THROW(adamw(ctx, op), CheckFailure);
   op = c.op();
   op.step = 0;
+  EXPECT_THROW(adamw(ctx, op), CheckFailure);
+  op = c.op();
+  op.rounded = op.rounded.slice(0, 0, 3);
   EXPECT_THROW(adamw(ctx, op), CheckFailure);
 }
 

@@ -142,6 +142,8 @@ void Learner::apply(const AdamWSettings& settings, double lr, int64_t step) {
     op.grad = part(gradients_);
     op.m = part(moments_.m);
     op.v = part(moments_.v);
+    if (const Tensor& rounded = model_.rounded_masters())
+      op.rounded = decay ? gradients_.decayed(rounded) : gradients_.undecayed(rounded);
     op.weight_decay = decay ? static_cast<float>(settings.weight_decay) : 0.0f;
     adamw(context_, op);
   }
@@ -161,7 +163,7 @@ void Learner::update(const AdamWSettings& settings, double lr, int64_t step) {
   recordings_.run(context_, {kRefresh}, [&] {
     fill_zero(context_, loss_sum_);
     fill_zero(context_, gradients_.flat());
-    masters_changed();
+    model_.refresh_A(context_);
   });
 }
 
