@@ -181,7 +181,10 @@ class TrainingStep {
     cross_entropy_bwd(
         ctx_,
         {.x = hidden_, .weight = w_.parameters.head(), .targets = batch_.targets, .loss = loss},
-        {.scale = batch_.loss_scale, .dx = dhidden, .dweight = dweight});
+        {.scale = batch_.loss_scale,
+         .dx = dhidden,
+         .dweight = dweight,
+         .add_dweight = !batch_.fresh});
     dresidual_ = activation(residual_dtype(w_));
     fill_zero(ctx_, dresidual_);
     dm_ = dresidual_.dtype == w_.dtype ? dresidual_ : m_;
@@ -229,7 +232,8 @@ class TrainingStep {
          .dm = dm_,
          .dn = dn_,
          .dconv = batch_.dstate ? batch_.dstate->conv(layer) : Tensor(),
-         .dssm = batch_.dstate ? batch_.dstate->ssm(layer) : Tensor()},
+         .dssm = batch_.dstate ? batch_.dstate->ssm(layer) : Tensor(),
+         .fresh = batch_.fresh},
         [&] { norm_backward(i, gradients_.layers[i].norm, none ? saved_[i].a.n : Tensor()); });
   }
 

@@ -70,6 +70,9 @@ struct TrainingBatch {
   DecodeState* dstate = nullptr;  // in: gradient of the final state, out: of the initial one; needs
                                   // `state`; null: zero, not wanted
   Recompute recompute = Recompute::none;
+  // The gradients of in_proj, x_proj, dt_proj, out_proj and the head are written, whatever they
+  // held; all others are added to, always.
+  bool fresh = false;
 };
 
 // Forward and backward. gradients: as the parameters, all f32 (f64 with T = f64), added to. loss:

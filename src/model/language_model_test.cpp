@@ -308,6 +308,31 @@ TEST(LanguageModelControls, RunOnTheCpuEngineToo) {
         << p.name;
 }
 
+// With `fresh` the products' gradients are written, whatever they held; the others are added to.
+TEST(LanguageModelControls, FreshGradientsAreTheSame) {
+  for (const bool tied : {false, true}) {
+    Config c = small_config();
+    c.tie_embeddings = tied;
+    c.use_bias = true;
+    Context ctx(cpu_engine());
+    const TrainableModel model = random_trainable(ctx, c, DType::f32);
+    const Packed input = packed({random_tokens(80, c.vocab_size, 18)});
+    const OwnedTensor targets = tensor_of(random_tokens(80, c.vocab_size, 19)),
+                      loss(DType::f32, {80});
+    const ParameterStore expected(c, DType::f32), actual(c, DType::f32);
+    TrainingBatch batch = {.input = input.view(), .targets = targets};
+    forward_backward(ctx, model.weights(), batch, expected.parameters(), loss);
+    for (const ParameterInfo& p : parameter_table(c)) {
+      if (!p.decay || !p.matrix || (!tied && p.group == std::string("embedding"))) continue;
+      const Tensor& gradient = p.of(actual.parameters());
+      std::fill_n(gradient.ptr<float>(), gradient.size(), std::nanf(""));
+    }
+    batch.fresh = true;
+    forward_backward(ctx, model.weights(), batch, actual.parameters(), loss);
+    EXPECT_TRUE(close(to_double(actual.flat()), to_double(expected.flat()), 1e-6)) << tied;
+  }
+}
+
 // docs/design.md, "Memory of a training step": what a pair of blocks keeps, to the byte.
 TEST(TrainingMemory, IsWhatTheDesignSays) {
   constexpr int64_t kTokens = 512;  // no tensor needs filling up to the workspace's alignment

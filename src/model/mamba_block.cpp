@@ -219,17 +219,27 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
                       .dstate = g.dssm,
                       .y = y});
   linear_bwd(ctx, out_proj,
-             {.dy = g.dm, .dx = {}, .dweight = dp.out_proj, .dbias = dp.out_proj_bias});
+             {.dy = g.dm,
+              .dx = {},
+              .dweight = dp.out_proj,
+              .dbias = dp.out_proj_bias,
+              .add_dweight = !g.fresh});
   add_product(ctx, dA, block.A, dp.A_log);  // A = -exp(A_log): dA/dA_log = A
   if (!d.B) sum_rows(ctx, dB, dp.B_const);
   if (!d.C) sum_rows(ctx, dC, dp.C_const);
 
   if (p.dt_proj)
-    linear_bwd(ctx, {.x = Projections(c, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = {}},
-               {.dy = ddt, .dx = d.dt, .dweight = dp.dt_proj, .dbias = {}});
+    linear_bwd(
+        ctx, {.x = Projections(c, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = {}},
+        {.dy = ddt, .dx = d.dt, .dweight = dp.dt_proj, .dbias = {}, .add_dweight = !g.fresh});
   if (a.x_dbl) {
     linear_bwd(ctx, {.x = a.u, .weight = p.x_proj, .bias = {}, .y = {}},
-               {.dy = dx_dbl, .dx = du, .dweight = dp.x_proj, .dbias = {}, .add_dx = true});
+               {.dy = dx_dbl,
+                .dx = du,
+                .dweight = dp.x_proj,
+                .dbias = {},
+                .add_dx = true,
+                .add_dweight = !g.fresh});
   }
   causal_conv1d_bwd(ctx, conv_op(block, a),
                     {.dy = du,
@@ -240,7 +250,12 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
   const Linear in_proj = {.x = a.n, .weight = p.in_proj, .bias = {}, .y = {}};
   linear_bwd(ctx, in_proj, {.dy = dxz, .dx = g.dn, .dweight = {}, .dbias = {}});
   norm_backward();
-  linear_bwd(ctx, in_proj, {.dy = dxz, .dx = {}, .dweight = dp.in_proj, .dbias = dp.in_proj_bias});
+  linear_bwd(ctx, in_proj,
+             {.dy = dxz,
+              .dx = {},
+              .dweight = dp.in_proj,
+              .dbias = dp.in_proj_bias,
+              .add_dweight = !g.fresh});
 }
 
 }  // namespace krait

@@ -66,6 +66,7 @@ struct BlockGradients {
   Tensor dconv;  // (slots, d_conv - 1, d_inner)  f32, in: of the final state, out: of the initial
                  // one; none: not wanted
   Tensor dssm;   // (slots, d_inner, d_state)     the same
+  bool fresh = false;  // matrices' gradients are written, whatever they held
 };
 
 // block.conv and block.ssm hold the state as it was before block_forward. Calls norm_backward()

@@ -123,14 +123,17 @@ ParameterStore::ParameterStore(const Config& config, DType dtype, Memory& memory
   const std::vector<ParameterInfo> table = parameter_table(config);
   int64_t size = 0;
   std::vector<int64_t> offsets(table.size());
-  for (bool decay : {true, false}) {
+  const auto place = [&](auto&& which) {
     for (size_t i = 0; i < table.size(); ++i) {
-      if (table[i].decay != decay) continue;
+      if (!which(table[i])) continue;
       offsets[i] = size;
       size += table[i].aligned_size(DType::f32);  // the same layout in f64
     }
-    if (decay) decayed_ = size;
-  }
+    return size;
+  };
+  matrices_ = place([](const ParameterInfo& p) { return p.decay && p.matrix; });
+  decayed_ = place([](const ParameterInfo& p) { return p.decay && !p.matrix; });
+  place([](const ParameterInfo& p) { return !p.decay; });
   buffer_ = OwnedTensor(dtype, {size}, memory);
   char* const base = static_cast<char*>(buffer_->data);
   for (size_t i = 0; i < table.size(); ++i)

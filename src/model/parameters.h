@@ -82,9 +82,9 @@ int64_t parameter_count(const Config& config);
 std::vector<ParameterCount> parameter_counts(
     const Config& config);  // by group, in order of appearance
 
-// All parameters (or their gradients, or an optimizer's moments) in one contiguous buffer, those
-// with weight decay first, each starting on a 64-byte boundary (gaps stay zero). Equal
-// configurations have equal layouts.
+// All parameters (or their gradients, or an optimizer's moments) in one contiguous buffer: matrices
+// with weight decay, then others with it, then those without. Each starts on a 64-byte boundary
+// (gaps stay zero). Equal configurations have equal layouts.
 class ParameterStore {
  public:
   // dtype: f32, or f64 for the reference. Starts as zero.
@@ -97,13 +97,15 @@ class ParameterStore {
   // The same parts of anything that is laid out so.
   Tensor decayed(const Tensor& t) const { return t.slice(0, 0, decayed_); }
   Tensor undecayed(const Tensor& t) const { return t.slice(0, decayed_, t.size()); }
+  // All but matrices with weight decay.
+  Tensor behind_matrices() const { return flat().slice(0, matrices_, flat().size()); }
   const Parameters& parameters() const { return parameters_; }  // views into the buffer
   OwnedTensor& buffer() { return buffer_; }
   const OwnedTensor& buffer() const { return buffer_; }
 
  private:
   OwnedTensor buffer_;
-  int64_t decayed_ = 0;
+  int64_t matrices_ = 0, decayed_ = 0;
   Parameters parameters_;
 };
 

@@ -1,6 +1,7 @@
 #include "ops/cross_entropy.h"
 
 #include "ops/check.h"
+#include "ops/elementwise.h"
 #include "ops/engine.h"
 #include "ops/linear.h"
 
@@ -45,6 +46,7 @@ void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyG
   check_optional(grad.dweight, "dweight", full_precision(op.x),
                  {op.weight.shape[0], op.weight.shape[1]});
   KRAIT_CHECK(!grad.dweight || grad.dweight.contiguous(), "dweight must be contiguous");
+  if (op.x.shape[0] == 0 && grad.dweight && !grad.add_dweight) return fill_zero(ctx, grad.dweight);
   ctx.engine().cross_entropy_bwd(ctx, op, grad);
 }
 

@@ -17,9 +17,10 @@ struct CrossEntropy {
 };
 
 struct CrossEntropyGrad {
-  float scale = 1;  // gradient of the objective by each loss_t, e.g. 1 / number of targets
-  Tensor dx;        // (tokens, d_model)      T
-  Tensor dweight;   // (vocab_size, d_model)  f32, added to; none: not wanted
+  float scale = 1;          // gradient of the objective by each loss_t, e.g. 1 / number of targets
+  Tensor dx;                // (tokens, d_model)      T
+  Tensor dweight;           // (vocab_size, d_model)  f32, added to; none: not wanted
+  bool add_dweight = true;  // else dweight is written, whatever it held
 };
 
 Cost cross_entropy_cost(const CrossEntropy&);

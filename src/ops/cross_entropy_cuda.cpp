@@ -77,7 +77,8 @@ void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyG
                          {.dy = dlogits,
                           .dx = grad.dx.slice(0, begin, begin + logits.shape[0]),
                           .dweight = grad.dweight,
-                          .dbias = {}});
+                          .dbias = {},
+                          .add_dweight = grad.add_dweight || begin > 0});
       });
 }
 

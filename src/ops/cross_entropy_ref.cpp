@@ -48,7 +48,8 @@ void bwd(const CrossEntropy& op, const CrossEntropyGrad& grad) {
   std::vector<double> dweight;
   if (grad.dweight) {
     const F* before = grad.dweight.ptr<F>();
-    dweight.assign(before, before + grad.dweight.size());
+    dweight.resize(static_cast<size_t>(grad.dweight.size()));
+    if (grad.add_dweight) std::copy_n(before, dweight.size(), dweight.begin());
   }
   for (int64_t t = 0; t < tokens; ++t) {
     const int32_t target = op.targets.ptr<int32_t>()[t];

@@ -229,6 +229,38 @@ void expect_optional_arguments(Context& ctx, const Passes& passes) {
   const std::vector<double> before = none.dweight.to_double();
   passes.bwd(ctx, none.op(), none.grad());
   EXPECT_EQ(none.dweight.to_double(), before);
+  grad = none.grad();
+  grad.add_dweight = false;
+  cross_entropy_bwd(ctx, none.op(), grad);
+  EXPECT_EQ(none.dweight.to_double(), std::vector<double>(before.size()));
+}
+
+// Over what is no number, by all chunks of tokens together.
+void expect_weight_gradient_written(Context& ctx, const Passes& passes, const Shape& s) {
+  Case c(DType::f32, s, 12);
+  c.dweight.values(
+      std::vector<double>(static_cast<size_t>(s.d_model * s.vocab_size), std::nan("")));
+  Case oracle(c, s);
+  for (const auto& [bwd, k] :
+       {std::pair{passes.bwd, &c}, {reference::cross_entropy_bwd, &oracle}}) {
+    CrossEntropyGrad grad = k->grad();
+    grad.add_dweight = false;
+    bwd(ctx, k->op(), grad);
+  }
+  EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 1e-5));
+  EXPECT_TRUE(c.guards_intact());
+}
+
+TEST(CrossEntropy, WeightGradientIsWritten) {
+  Context ctx(reference_engine(), 2);
+  expect_weight_gradient_written(ctx, kCpu, {700, 4, 2001});
+}
+
+TEST(CrossEntropyCuda, WeightGradientIsWritten) {
+  on_cuda([](Context& ctx) {
+    expect_weight_gradient_written(ctx, cuda_passes(ctx), {40, 16, 100});
+    expect_weight_gradient_written(ctx, cuda_passes(ctx), {800, 4, 262144});  // two chunks
+  });
 }
 
 TEST(CrossEntropy, NoWeightGradientAndNoTokens) {

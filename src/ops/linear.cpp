@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include "ops/check.h"
+#include "ops/elementwise.h"
 #include "ops/engine.h"
 
 namespace krait {
@@ -46,6 +47,7 @@ void linear_bwd(Context& ctx, const Linear& op, const LinearGrad& grad) {
     KRAIT_CHECK(grad.dweight.contiguous(), "dweight must be contiguous");
   }
   check_optional(grad.dbias, "dbias", full, {out_features});
+  if (tokens == 0 && grad.dweight && !grad.add_dweight) return fill_zero(ctx, grad.dweight);
   ctx.engine().linear_bwd(ctx, op, grad);
 }
 

@@ -21,11 +21,12 @@ struct Linear {
 };
 
 struct LinearGrad {
-  Tensor dy;            // (tokens, out_features)       T
-  Tensor dx;            // (tokens, in_features)        T; none: not wanted
-  Tensor dweight;       // (out_features, in_features)  f32, added to; none: not wanted
-  Tensor dbias;         // (out_features)               f32, added to; none: not wanted
-  bool add_dx = false;  // dx is added to (the sum rounded once to T), instead of written
+  Tensor dy;                // (tokens, out_features)       T
+  Tensor dx;                // (tokens, in_features)        T; none: not wanted
+  Tensor dweight;           // (out_features, in_features)  f32, added to; none: not wanted
+  Tensor dbias;             // (out_features)               f32, added to; none: not wanted
+  bool add_dx = false;      // dx is added to (the sum rounded once to T), instead of written
+  bool add_dweight = true;  // else dweight is written, whatever it held
 };
 
 Cost linear_cost(const Linear&);

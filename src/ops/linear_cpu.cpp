@@ -110,9 +110,11 @@ void linear_bwd(Context& ctx, const Linear& op, const LinearGrad& grad) {
   if (grad.dy.shape[0] == 0) return;
   if (grad.dx) linear_dx(ctx, op, grad);
   if (grad.dweight)
-    matmul(
-        ctx,
-        {.a = transposed(grad.dy), .b = op.x, .bias = {}, .c = grad.dweight, .accumulate = true});
+    matmul(ctx, {.a = transposed(grad.dy),
+                 .b = op.x,
+                 .bias = {},
+                 .c = grad.dweight,
+                 .accumulate = grad.add_dweight});
   if (grad.dbias) HWY_DYNAMIC_DISPATCH(linear_dbias)(ctx, grad.dy, grad.dbias);
 }
 

@@ -87,7 +87,8 @@ void linear_bwd(Context& ctx, const Linear& op, const LinearGrad& grad) {
   if (grad.dy.size() == 0) return;
   if (grad.dx) gemm(ctx, {.a = grad.dy, .b = op.weight, .c = grad.dx, .accumulate = grad.add_dx});
   if (grad.dweight)
-    gemm(ctx, {.a = transposed(grad.dy), .b = op.x, .c = grad.dweight, .accumulate = true});
+    gemm(ctx,
+         {.a = transposed(grad.dy), .b = op.x, .c = grad.dweight, .accumulate = grad.add_dweight});
   if (grad.dbias) launch_dbias(ctx, grad.dy, grad.dbias);
 }
 

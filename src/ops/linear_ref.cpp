@@ -32,7 +32,7 @@ void bwd(const Linear& op, const LinearGrad& grad) {
   if (grad.dweight)
     for (int64_t o = 0; o < out_features; ++o)
       for (int64_t i = 0; i < grad.dweight.shape[1]; ++i) {
-        double sum = grad.dweight.row<F>(o)[i];
+        double sum = grad.add_dweight ? static_cast<double>(grad.dweight.row<F>(o)[i]) : 0.0;
         for (int64_t t = 0; t < tokens; ++t) sum += dy(t, o) * op.x.row<T>(t)[i];
         grad.dweight.row<F>(o)[i] = static_cast<F>(sum);
       }

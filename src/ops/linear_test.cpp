@@ -116,10 +116,11 @@ void expect_like_reference(Context& ctx, const Passes& passes, const Case& c, co
   EXPECT_TRUE(c.guards_intact());
 }
 
-// Without a bias, and with dx added to.
+// Without a bias, dx added to, and dweight written over what is no number.
 void expect_sums_like_reference(Context& ctx, const Passes& passes, Case& c, const Shape& s) {
   Rng rng(17);
   c.dx.normal(rng, 3);
+  c.dweight.values(std::vector<double>(static_cast<size_t>(s.in * s.out), std::nan("")));
   Case oracle(c, s);
   oracle.dx.copy(c.dx);
   for (const auto& [run, k] :
@@ -128,11 +129,13 @@ void expect_sums_like_reference(Context& ctx, const Passes& passes, Case& c, con
     op.bias = {};
     LinearGrad grad = k->grad();
     grad.add_dx = true;
+    grad.add_dweight = false;
     (run ? run->fwd : reference::linear_fwd)(ctx, op);
     (run ? run->bwd : reference::linear_bwd)(ctx, op, grad);
   }
   EXPECT_TRUE(close_as(c.y, oracle.y, passes.tolerance));
   EXPECT_TRUE(close_as(c.dx, oracle.dx, 1e-5));
+  EXPECT_TRUE(close_as(c.dweight, oracle.dweight, 1e-5));
   EXPECT_TRUE(c.guards_intact());
 }
 
@@ -206,6 +209,10 @@ void expect_optional_arguments(Context& ctx, const Passes& passes) {
   passes.fwd(ctx, none.op());
   passes.bwd(ctx, none.op(), none.grad());
   EXPECT_EQ(none.dweight.to_double(), before);
+  LinearGrad written = none.grad();
+  written.add_dweight = false;
+  linear_bwd(ctx, none.op(), written);
+  EXPECT_EQ(none.dweight.to_double(), std::vector<double>(before.size()));
 }
 
 TEST(Linear, OptionalGradientsAndNoTokens) {

@@ -18,7 +18,7 @@ class Recordings {
  public:
   // Everything that tells one piece of work from another: shapes, addresses, numbers among the
   // arguments.
-  using Key = std::array<int64_t, 5>;
+  using Key = std::array<int64_t, 6>;
 
   // Call it outside any Scope of the workspace, so that its memory is the same each time.
   template <class F>

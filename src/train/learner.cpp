@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 #include "model/init.h"
@@ -111,6 +112,7 @@ void Learner::accumulate(const Batch& batch, double loss_scale, DecodeState* sta
   input.loss_scale = static_cast<float>(loss_scale);
   input.state = state;
   input.recompute = recompute_;
+  input.fresh = std::exchange(fresh_, false);
   const auto round = [&] {
     forward_backward(context_, model_.weights(), input, gradients_.parameters(), views.loss);
     sum_elements(context_, views.loss, loss_sum_);
@@ -120,7 +122,7 @@ void Learner::accumulate(const Batch& batch, double loss_scale, DecodeState* sta
   const int64_t state_address = state ? reinterpret_cast<intptr_t>(state->conv(0).data) : 0;
   recordings_.run(context_,
                   {kRound, tokens, views.input.seq_start.shape[0], state_address,
-                   std::bit_cast<int32_t>(input.loss_scale)},
+                   std::bit_cast<int32_t>(input.loss_scale), input.fresh},
                   round);
 }
 
@@ -149,8 +151,15 @@ void Learner::apply(const AdamWSettings& settings, double lr, int64_t step) {
   }
 }
 
+// What a fresh batch does not overwrite. The products' gradients, most of all bytes, it does.
+void Learner::clear_added_gradients() {
+  fill_zero(context_, gradients_.behind_matrices());
+  if (!model_.config().tie_embeddings) fill_zero(context_, gradients_.parameters().embedding);
+}
+
 void Learner::update(const AdamWSettings& settings, double lr, int64_t step) {
   KRAIT_CHECK(in_flight() < kMaxInFlight);
+  if (fresh_) fill_zero(context_, gradients_.flat());  // no batch
   const std::array<Tensor, 2> all = {gradients_.flat(), poison_};
   global_norm(context_, {all, norm_});
   add_product(context_, norm_, zero_, poison_);
@@ -162,9 +171,10 @@ void Learner::update(const AdamWSettings& settings, double lr, int64_t step) {
   context_.engine().mark(context_, slot.ready);
   recordings_.run(context_, {kRefresh}, [&] {
     fill_zero(context_, loss_sum_);
-    fill_zero(context_, gradients_.flat());
+    clear_added_gradients();
     model_.refresh_A(context_);
   });
+  fresh_ = true;
 }
 
 StepResult Learner::collect() {

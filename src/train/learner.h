@@ -55,7 +55,7 @@ class Learner {
   // target's loss. state: stream mode, row r in slot r; null: sequences start from nothing. Throws
   // Error for a token or target outside the vocabulary.
   void accumulate(const Batch& batch, double loss_scale, DecodeState* state);
-  // Clips by the gradients' global norm, applies AdamW and zeroes the gradients. step counts
+  // Clips by the gradients' global norm, applies AdamW and lets gradients begin anew. step counts
   // from 1. A norm that is not finite leaves the parameters as they are, from then on.
   void update(const AdamWSettings& settings, double lr, int64_t step);
   int64_t in_flight() const { return updated_ - collected_; }  // steps
@@ -79,6 +79,7 @@ class Learner {
   Views send(const Batch& batch, int64_t num_seqs);
   void reserve(int64_t tokens, int64_t num_seqs);
   void apply(const AdamWSettings& settings, double lr, int64_t step);
+  void clear_added_gradients();
 
   Context context_;
   Recompute recompute_;
@@ -92,6 +93,7 @@ class Learner {
   OwnedTensor zero_, poison_;                    // (1) f32  poison: 0, or NaN after a bad norm
   MirroredTensor score_sum_;                     // (1) f64
   std::array<Slot, kMaxInFlight> slots_;
+  bool fresh_ = true;                    // nothing has been accumulated since the last update
   int64_t updated_ = 0, collected_ = 0;  // steps
   Recordings recordings_;
 };
