@@ -27,7 +27,13 @@ std::vector<Case> cases() {
                            // Rows of three and five pieces of the weights' ring.
                            {"odd pieces", make_config(500, 1280, 2)},
                            {"no multiple of eight", small_config()}};
-  Config c = make_config(333, 256, 3);
+  // On a GPU with up to 180 multiprocessors blocks have more weights than the ring holds: on an
+  // H100 tiles of 16 rows and halved ones of 2 in in_proj and out_proj, and rows that end within a
+  // piece's second half.
+  Config c = make_config(90, 2304, 2);
+  c.d_inner = 2208;
+  all.push_back({"more than the ring", c});
+  c = make_config(333, 256, 3);
   c.tie_embeddings = false;
   c.use_bias = true;
   c.d_inner = 1280;  // not twice d_model

@@ -36,7 +36,7 @@ struct DecoderArgs {
   int num_seqs, d_model, d_inner, d_state, dt_rank, x_proj_rows, vocab_size;
   int narrow_stride, wide_stride, max_channels, max_out_rows;
   float eps, per_d_model;  // per_d_model: 1 / d_model
-  bool residual_f32, bf16_states;
+  bool residual_f32, bf16_states, streams;
 };
 
 // Where states begin, of f32 or bf16.
@@ -101,8 +101,13 @@ class DecoderProducts {
     shapes_[1].first += a.d_inner;
     const Share x_proj(a.x_proj_rows, kDecoderPartRows);
     const int row_bytes = a.d_inner * static_cast<int>(sizeof(bf16));
-    shapes_[2] = {row_bytes,     row_bytes / kDecoderParts, x_proj.begin,
-                  x_proj.size(), kDecoderPartRows,          x_proj.size() / kDecoderPartRows};
+    shapes_[2] = {row_bytes,
+                  row_bytes / kDecoderParts,
+                  x_proj.begin,
+                  x_proj.size(),
+                  kDecoderPartRows,
+                  x_proj.size() / kDecoderPartRows,
+                  -1};
     shapes_[3] = whole_rows(a.d_inner * kBytes, Share(a.d_model));
     shapes_[4] = whole_rows(a.d_model * kBytes, Share(a.head ? a.vocab_size : 0));
   }
@@ -127,9 +132,10 @@ class DecoderProducts {
   }
 
  private:
-  static __device__ ProductShape whole_rows(int bytes, const Share& rows) {
-    return {bytes,       bytes,        rows.begin,
-            rows.size(), kDecoderTile, (rows.size() + kDecoderTile - 1) / kDecoderTile};
+  __device__ ProductShape whole_rows(int bytes, const Share& rows) const {
+    const int count = rows.size(), tiles = (count + kDecoderTile - 1) / kDecoderTile;
+    const int halved = a_.streams && decoder_halves_last(count) ? tiles - 1 : -1;
+    return {bytes, bytes, rows.begin, count, kDecoderTile, tiles, halved};
   }
 
   const DecoderArgs& a_;

@@ -101,7 +101,7 @@ class Decoder {
   __device__ __forceinline__ void multiply(int layer) {
     const ProductShape& shape = products_.shape(kKind);
     if (shape.count == 0) return;
-    const int tiles = shape.tiles, row_bytes = shape.bytes;
+    const int tiles = shape.tiles, row_bytes = shape.bytes, halved = shape.halved;
     const int row = thread_index() / kSeqs, seq = thread_index() % kSeqs;
     Scaled scaled = scale_of<kKind>(layer, 0, row, seq);
     Conv conv;
@@ -117,11 +117,11 @@ class Decoder {
       }
       const int in_group = min(kGroupTiles, tiles - tile);
       if constexpr (kKind == DecoderProduct::x_proj)
-        wide_parts_.multiply(weights_, row_bytes, in_group, sums_);
+        wide_parts_.multiply(weights_, row_bytes, in_group, halved - tile, sums_);
       else if constexpr (kKind == DecoderProduct::out_proj)
-        wide_rows_.multiply(weights_, row_bytes, in_group, sums_);
+        wide_rows_.multiply(weights_, row_bytes, in_group, halved - tile, sums_);
       else
-        narrow_rows_.multiply(weights_, row_bytes, in_group, sums_);
+        narrow_rows_.multiply(weights_, row_bytes, in_group, halved - tile, sums_);
       sync_multipliers();  // every warp's sums are there
       if (thread_index() / 32 * 32 >= in_group * kDecoderTile * kSeqs) continue;
       const float sum = sum_of(row, seq);

@@ -102,6 +102,7 @@ DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* ex
   a.max_channels = static_cast<int>(plan.max_channels);
   a.max_out_rows = static_cast<int>(plan.max_out_rows);
   a.eps = op.norm_eps;
+  a.streams = plan.streams;
   a.per_d_model = 1.0f / static_cast<float>(s.d_model);
   a.bf16_states = op.layers[0].ssm.dtype == DType::bf16;
   a.residual_f32 = op.residual_dtype == DType::f32;

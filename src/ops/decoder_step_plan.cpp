@@ -19,11 +19,18 @@ bool shape_fits(const DecoderShape& s) {
          s.d_model % row_multiple == 0;
 }
 
+// In 8 bits the exchange is, whatever the ring holds.
+bool streams(const DecoderShape& s, int blocks) {
+  const int64_t ring = int64_t{decoder_stages(1)} * kDecoderTile * kDecoderPieceBytes;
+  return !s.int8 && 3 * s.d_inner * s.d_model * 2 > ring * blocks;
+}
+
 // By the kernel for `seqs` sequences, whether it fits or not.
 DecoderStepPlan plan_for(const DecoderShape& s, int multiprocessors, int seqs) {
   DecoderStepPlan p;
   p.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, s.d_inner / 2));
   p.seqs = seqs;
+  p.streams = streams(s, p.blocks);
   p.max_channels = 2 * ceil_div(s.d_inner / 2, p.blocks);
   p.max_out_rows = ceil_div(s.d_model, p.blocks);
   // Rows of different sequences in different banks.

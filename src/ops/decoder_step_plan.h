@@ -26,7 +26,7 @@ inline constexpr int kDecoderMaxSeqs = 4;
 inline constexpr int kDecoderMaxLayers = 64;    // of a launch: their addresses are its arguments
 inline constexpr int kDecoderLayerBytes = 128;  // of these
 inline constexpr int kDecoderProducts = 5;      // kinds of matrices, and what describes one
-inline constexpr int kDecoderProductBytes = 24;
+inline constexpr int kDecoderProductBytes = 28;
 // x_proj has few rows, which few blocks own, and all wait for: its tiles are four quarters of each
 // of four rows.
 inline constexpr int kDecoderParts = 4, kDecoderPartRows = kDecoderTile / kDecoderParts;
@@ -44,6 +44,28 @@ static_assert(decoder_stages(1) % kDecoderGroups == 0 &&
 constexpr int decoder_group_rows(int seqs) { return seqs == 1 ? 128 : kDecoderThreads / seqs; }
 // Fours of residual values that a thread takes over in the kernel for `seqs` sequences.
 constexpr int decoder_residual_fours(int seqs) { return (seqs == 1 ? 32 : 128) / kDecoderWarps; }
+// A last tile of at most half a tile's rows is halved where the plan halves: its pieces have twice
+// the bytes of each row, the second half where the high rows of a whole tile are.
+constexpr bool decoder_halves_last(int64_t rows) {
+  return rows > 0 && (rows + kDecoderTile - 1) % kDecoderTile < kDecoderTile / 2;
+}
+// Bytes of a row in a piece.
+constexpr int decoder_piece_span(bool halved) {
+  return halved ? 2 * kDecoderPieceBytes : kDecoderPieceBytes;
+}
+// What a piece has of a tile's rows: their next low_bytes in `low` rows, and in `high` rows, 8
+// places further in the ring, high_bytes: of other rows, or in a halved tile the next ones of the
+// same.
+struct DecoderPieceRows {
+  int low, high, low_bytes, high_bytes;
+};
+// rows: of the tile. left: bytes of each that are not yet copied.
+constexpr DecoderPieceRows decoder_piece_rows(int rows, bool halved, int left) {
+  constexpr int kHalf = kDecoderTile / 2, kBytes = kDecoderPieceBytes;
+  const int low = rows < kHalf ? rows : kHalf, bytes = left < kBytes ? left : kBytes;
+  if (!halved) return {low, rows - low, bytes, bytes};
+  return {low, low, bytes, left <= kBytes ? 0 : left < 2 * kBytes ? left - kBytes : kBytes};
+}
 // Layers whose exchanged words have places of their own: those of one layer are withdrawn in the
 // next one, and their places taken in the third.
 inline constexpr int kDecoderRounds = 3;
@@ -54,7 +76,10 @@ inline constexpr int kDecoderRounds = 3;
 struct DecoderStepPlan {
   bool usable = false;
   int blocks = 0;
-  int seqs = 0;                                // of a launch, at most: 1 or kDecoderMaxSeqs
+  int seqs = 0;  // of a launch, at most: 1 or kDecoderMaxSeqs
+  // A block's weights of a layer are more than the ring holds: memory, not the exchange, is what a
+  // layer waits for.
+  bool streams = false;
   int64_t max_channels = 0, max_out_rows = 0;  // of a block: of d_inner, of d_model
   // Elements of a row of the vectors that matrices are multiplied with: of the normed residual, of
   // u and y.

@@ -131,6 +131,58 @@ TEST(DecoderStepPlan, WhetherItIsUsableDoesNotDependOnTheNumberOfSequences) {
   EXPECT_GT(usable, 0);
 }
 
+// Whatever the number of sequences: halved tiles add up in another order.
+TEST(DecoderStepPlan, StreamsWhereALayerIsMoreThanTheRing) {
+  for (const int64_t num_seqs : {1, 4, 7}) {
+    const auto streams = [&](int64_t d_model, int multiprocessors, bool int8) {
+      DecoderShape s = shape(d_model, 48, num_seqs);
+      s.int8 = int8;
+      return plan_decoder_step(s, multiprocessors, kHopperShared).streams;
+    };
+    for (const int64_t d_model : {768, 1024, 1280}) EXPECT_FALSE(streams(d_model, kH200, false));
+    for (const int64_t d_model : {1536, 2048, 2560, 4096}) {
+      EXPECT_TRUE(streams(d_model, kH200, false)) << d_model;
+      EXPECT_FALSE(streams(d_model, kH200, true)) << d_model;
+    }
+    EXPECT_TRUE(streams(1024, 60, false));
+  }
+}
+
+TEST(DecoderStepPlan, HalvesATileOfAtMostHalfTheRows) {
+  for (const int64_t rows : {1, 8, 17, 20, 24, 38, 40}) EXPECT_TRUE(decoder_halves_last(rows));
+  for (const int64_t rows : {0, 9, 16, 25, 32, 381}) EXPECT_FALSE(decoder_halves_last(rows));
+}
+
+// Each byte of a tile's rows is in one place of one piece: in a halved tile the second half of a
+// row's bytes is where the row 8 further would be.
+void expect_each_byte_once(int rows, bool halved, int row_bytes) {
+  std::vector<int> times(static_cast<size_t>(rows * row_bytes));
+  const int span = decoder_piece_span(halved), half = kDecoderTile / 2;
+  for (int at = 0; at < row_bytes; at += span) {
+    const DecoderPieceRows p = decoder_piece_rows(rows, halved, row_bytes - at);
+    EXPECT_LE(std::max(p.low, p.high), half);
+    EXPECT_LE(std::max(p.low_bytes, p.high_bytes), kDecoderPieceBytes);
+    const auto count = [&](int row, int from, int bytes) {
+      for (int i = from; i < from + bytes; ++i)
+        ++times.at(static_cast<size_t>(row * row_bytes + i));
+    };
+    for (int row = 0; row < p.low; ++row) count(row, at, p.low_bytes);
+    for (int row = 0; row < p.high; ++row)
+      halved ? count(row, at + kDecoderPieceBytes, p.high_bytes)
+             : count(half + row, at, p.high_bytes);
+  }
+  EXPECT_EQ(times, std::vector<int>(times.size(), 1))
+      << rows << " " << row_bytes << (halved ? " halved" : "");
+}
+
+TEST(DecoderStepPlan, PiecesHaveEachByteOfATileOnce) {
+  for (const int row_bytes : {16, 256, 1024, 1040, 2048, 2064, 5120, 10240})
+    for (int rows = 1; rows <= kDecoderTile; ++rows) {
+      expect_each_byte_once(rows, false, row_bytes);
+      if (decoder_halves_last(rows)) expect_each_byte_once(rows, true, row_bytes);
+    }
+}
+
 TEST(DecoderStepPlan, EveryBlockOwnsAPairOfChannels) {
   for (const int64_t d_model : {64, 128, 768, 2048})
     for (const int multiprocessors : {1, 20, 108, 132}) {

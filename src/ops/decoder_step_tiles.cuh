@@ -25,6 +25,7 @@ struct RowProduct;
 // bf16: vector s in columns 2 s and 2 s + 1; lane 4 g + s has its sum for row g.
 template <int kSeqs>
 struct RowProduct<bf16, kSeqs> {
+  static constexpr bool kHalves = true;   // tiles may be halved
   static constexpr int kSets = 1;         // of eight columns, for all vectors
   static constexpr int kVectorBytes = 1;  // of all of a vector's words, for each byte of a row
   using Sums = float[4];
@@ -32,12 +33,16 @@ struct RowProduct<bf16, kSeqs> {
   static __device__ int seq_of(int column, int /*set*/) { return column / 2; }
   static __device__ int part_of(int /*column*/, int /*set*/) { return 0; }
   static __device__ int offset_of(int column) { return column % 2 * 8; }
+  static __device__ __forceinline__ void add(Sums (&sums)[kSets], const Packed<bf16, 8>& row,
+                                             const uint2 (&x)[kSets]) {
+    mma_bf16(sums[0], row.word, x[0].x, x[0].y);
+  }
   static __device__ __forceinline__ void add(Sums (&low)[kSets], Sums (&high)[kSets],
                                              const Packed<bf16, 8>& low_row,
                                              const Packed<bf16, 8>& high_row,
                                              const uint2 (&x)[kSets]) {
-    mma_bf16(low[0], low_row.word, x[0].x, x[0].y);
-    mma_bf16(high[0], high_row.word, x[0].x, x[0].y);
+    add(low, low_row, x);
+    add(high, high_row, x);
   }
   // sums: (rows, kSeqs)
   static __device__ __forceinline__ void store(float* sums, int g, int t, const Sums (&low)[kSets],
@@ -52,6 +57,7 @@ struct RowProduct<bf16, kSeqs> {
 // Vector s has four columns: high and low bytes.
 template <int kSeqs>
 struct RowProduct<int8_t, kSeqs> {
+  static constexpr bool kHalves = false;
   static constexpr int kSets = (kSeqs + 1) / 2, kVectorBytes = 2;
   using Sums = int[4];
 
@@ -90,6 +96,7 @@ struct RowProduct<int8_t, kSeqs> {
 template <int kSeqs>
 struct PartProduct {
   static_assert(kSeqs == 1 && kDecoderParts == 4 && kDecoderPartRows == 4);
+  static constexpr bool kHalves = false;
   static constexpr int kSets = 1, kVectorBytes = 1;
   using Sums = float[4];
 
@@ -117,6 +124,7 @@ struct PartProduct {
 // Several vectors: a set of columns for each part.
 template <>
 struct PartProduct<kDecoderMaxSeqs> {
+  static constexpr bool kHalves = false;
   static constexpr int kSeqs = kDecoderMaxSeqs, kSets = kDecoderParts, kVectorBytes = 1;
   using Sums = float[4];
 
@@ -159,22 +167,33 @@ class TileMultiplier {
     }
   }
 
-  // The next `tiles` tiles of a product times the vectors: each warp's share of the sums to `sums`
-  // (warps, rows of a group, kSeqs). row_bytes: of a tile's rows.
+  // The next `tiles` tiles of a product, of which number halved_tile is halved, times the vectors:
+  // each warp's share of the sums to `sums` (warps, rows of a group, kSeqs). row_bytes: of a tile's
+  // rows.
   __device__ __forceinline__ void multiply(WeightReader& weights, int row_bytes, int tiles,
-                                           float* sums) const {
-    const int pieces = (row_bytes + kDecoderPieceBytes - 1) / kDecoderPieceBytes;
+                                           int halved_tile, float* sums) const {
     sums += thread_index() / 32 * (decoder_group_rows(kSeqs) * kSeqs);
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile, sums += kDecoderTile * kSeqs) {
+      const bool halved = Product::kHalves && tile == halved_tile;
+      const int log2_span = halved ? kLog2PieceBytes + 1 : kLog2PieceBytes;
+      const int pieces = (row_bytes + (1 << log2_span) - 1) >> log2_span;
       Sums low[kSets] = {}, high[kSets] = {};
 #pragma unroll 1
       while (weights.next() < pieces) {
-        const int at = weights.next() * kDecoderPieceBytes, left = row_bytes - at;
-        if (left >= kDecoderPieceBytes)
+        const int at = weights.next() << log2_span, left = row_bytes - at;
+        if (halved)
+          multiply_halved(low, high, weights, at, left - first_);
+        else if (left >= kDecoderPieceBytes)
           multiply_piece<true>(low, high, weights, at, 0);
         else
           multiply_piece<false>(low, high, weights, at, left - first_);
+      }
+      if (halved) {
+#pragma unroll
+        for (int set = 0; set < kSets; ++set)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) low[set][i] += high[set][i];
       }
       weights.end_tile(pieces);
       Product::store(sums, g(), thread_index() % 4, low, high);
@@ -187,6 +206,8 @@ class TileMultiplier {
   static constexpr int kGroupWarps = kDecoderWarps / kDecoderGroups;
   static constexpr int kStep = 64 * kGroupWarps;  // bytes of a row from run to run
   static constexpr int kRuns = kDecoderPieceBytes / kStep;
+  static constexpr int kLog2PieceBytes = 10;
+  static_assert(1 << kLog2PieceBytes == kDecoderPieceBytes);
 
   static __device__ int g() { return thread_index() % 32 / 4; }
 
@@ -215,6 +236,46 @@ class TileMultiplier {
 #pragma unroll
     for (int i = 0; i < kRuns; ++i) Product::add(low, high, low_row[i], high_row[i], x[i]);
     weights.give_back();
+  }
+
+  static __device__ __forceinline__ void swap(Sums (&a)[kSets], Sums (&b)[kSets]) {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const auto kept = a[set][i];
+        a[set][i] = b[set][i];
+        b[set][i] = kept;
+      }
+  }
+
+  // Of a halved tile: the second half of a row's bytes is where the high row would be.
+  __device__ __forceinline__ void multiply_halved(Sums (&low)[kSets], Sums (&high)[kSets],
+                                                  WeightReader& weights, int at, int left) const {
+    if constexpr (Product::kHalves) {
+      constexpr uint32_t kHigh = kDecoderTile / 2 * kDecoderPiecePitch;
+      const uint32_t piece =
+          weights.take() + static_cast<uint32_t>(g() * kDecoderPiecePitch + first_);
+#pragma unroll(kSeqs == 1 ? 2 : 1)  // without spills
+      for (int half = 0; half < 2; ++half, at += kDecoderPieceBytes, left -= kDecoderPieceBytes) {
+        uint2 x[kRuns][kSets]{};
+        Packed<bf16, 8> row[kRuns]{};
+#pragma unroll
+        for (int i = 0; i < kRuns; ++i) {
+          if (left <= i * kStep) continue;
+          row[i] = load_copied<bf16, 8>(piece + half * kHigh + i * kStep);
+#pragma unroll
+          for (int set = 0; set < kSets; ++set)
+            if (has_vector_[set])
+              x[i][set] = *reinterpret_cast<const uint2*>(x_[set] +
+                                                          (at + i * kStep) * Product::kVectorBytes);
+        }
+#pragma unroll
+        for (int i = 0; i < kRuns; ++i) Product::add(low, row[i], x[i]);
+        swap(low, high);
+      }
+      weights.give_back();
+    }
   }
 
   const int first_;  // byte of a row

@@ -34,6 +34,7 @@ struct ProductShape {
   int count;      // of its rows
   int tile_rows;  // of the matrix in a tile: kDecoderTile, of x_proj kDecoderPartRows
   int tiles;
+  int halved;  // tile, -1: none
 };
 static_assert(sizeof(ProductShape) == kDecoderProductBytes);
 
@@ -91,22 +92,36 @@ struct RingPlace {
   }
 };
 
-// A piece of a tile: `bytes` of each of `rows` rows. Row r lies r % 4 `step`s and r / 4
-// `four_steps` behind `from`.
+// A piece of a tile: place r of it is for what lies r % 4 `step`s, r / 4 % 2 `four_steps` and r / 8
+// `eight_steps` behind `from`.
 struct Piece {
   const char* from;
-  int rows, bytes;
-  int64_t step, four_steps;
+  DecoderPieceRows rows;
+  int64_t step, four_steps, eight_steps;
+
+  __device__ __forceinline__ const char* row(int r) const {
+    return from + r % 4 * step + r / 4 % 2 * four_steps + r / 8 * eight_steps;
+  }
+  __device__ __forceinline__ bool is_full() const {
+    return rows.high == kDecoderTile / 2 && rows.high_bytes == rows.low_bytes;
+  }
 };
 
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void copy_row(const Piece& p, int row, uint32_t to, uint32_t filled) {
-  const char* const from = p.from + row % 4 * p.step + row / 4 * p.four_steps;
+__device__ __forceinline__ void copy_row(const char* from, int bytes, uint32_t to,
+                                         uint32_t filled) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to + static_cast<uint32_t>(row * kDecoderPiecePitch)),
-      "l"(__cvta_generic_to_global(from)), "r"(p.bytes), "r"(filled)
+          "r"(to),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(filled)
       : "memory");
+}
+__device__ __forceinline__ void copy_rows(const char* from, int rows, int bytes, int64_t step,
+                                          uint32_t to, uint32_t filled) {
+  if (bytes <= 0) return;
+#pragma unroll 1
+  for (int row = 0; row < rows; ++row, from += step, to += kDecoderPiecePitch)
+    copy_row(from, bytes, to, filled);
 }
 #endif
 
@@ -116,25 +131,30 @@ __device__ __forceinline__ void copy_piece(const Piece& p, uint32_t to, uint32_t
   // By one thread, row by row: what the copies take from uniform registers differs from lane to
   // lane else, and each lane's would wait for the one before.
   if (elect_one()) {
-    arrive_and_expect(filled, p.rows * p.bytes);
-    if (p.rows == kDecoderTile) {
+    const DecoderPieceRows& r = p.rows;
+    arrive_and_expect(filled, r.low * r.low_bytes + r.high * r.high_bytes);
+    if (p.is_full()) {
 #pragma unroll
-      for (int row = 0; row < kDecoderTile; ++row) copy_row(p, row, to, filled);
+      for (int row = 0; row < kDecoderTile; ++row)
+        copy_row(p.row(row), r.low_bytes, to + row * kDecoderPiecePitch, filled);
     } else {
-#pragma unroll 1
-      for (int row = 0; row < p.rows; ++row) copy_row(p, row, to, filled);
+      copy_rows(p.from, r.low, r.low_bytes, p.step, to, filled);
+      copy_rows(p.from + p.eight_steps, r.high, r.high_bytes, p.step,
+                to + kDecoderTile / 2 * kDecoderPiecePitch, filled);
     }
   }
   __syncwarp();
 #else
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 4
-  for (int row = 0; row < p.rows; ++row) {
-    const char* const from = p.from + row % 4 * p.step + row / 4 * p.four_steps;
+  for (int row = 0; row < kDecoderTile; ++row) {
+    const bool is_high = row >= kDecoderTile / 2;
+    if (row % (kDecoderTile / 2) >= (is_high ? p.rows.high : p.rows.low)) continue;
 #pragma unroll
     for (int i = 16 * lane; i < kDecoderPieceBytes; i += 16 * 32)
-      if (i < p.bytes)
-        copy_async_uncached(to + static_cast<uint32_t>(row * kDecoderPiecePitch + i), from + i);
+      if (i < (is_high ? p.rows.high_bytes : p.rows.low_bytes))
+        copy_async_uncached(to + static_cast<uint32_t>(row * kDecoderPiecePitch + i),
+                            p.row(row) + i);
   }
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(filled) : "memory");
 #endif
@@ -158,9 +178,12 @@ __device__ __forceinline__ void stream_weights(const Products& products, const W
     int rows = s.count;
 #pragma unroll 1
     for (int tile = 0; tile < s.tiles; ++tile) {
-      p.rows = in_parts ? kDecoderTile : min(rows, kDecoderTile);
+      const bool halved = tile == s.halved;
+      const int span = decoder_piece_span(halved);
+      const int tile_rows = in_parts ? kDecoderTile : min(rows, kDecoderTile);
+      p.eight_steps = halved ? kDecoderPieceBytes : 2 * p.four_steps;
 #pragma unroll 1
-      for (int at = 0; at < s.bytes; at += kDecoderPieceBytes) {
+      for (int at = 0; at < s.bytes; at += span) {
         if (under_way == kDecoderPiecesUnderWay) {
           wait_for_phase(arriving.filled(ring), arriving.turn);
           arriving.advance(ring);
@@ -169,7 +192,7 @@ __device__ __forceinline__ void stream_weights(const Products& products, const W
         }
         if (next.turn > 0) wait_for_phase(next.emptied(ring), next.turn - 1);
         p.from = tile_begin + at;
-        p.bytes = min(kDecoderPieceBytes, s.bytes - at);
+        p.rows = decoder_piece_rows(tile_rows, halved, s.bytes - at);
         copy_piece(p, next.piece(ring), next.filled(ring));
         next.advance(ring);
       }
