@@ -73,6 +73,8 @@ struct Share {
 };
 
 enum class DecoderProduct { in_x, in_z, x_proj, out_proj, head };
+inline constexpr int kDecoderLayerProducts = 4;
+static_assert(kDecoderProducts == kDecoderLayerProducts + 1);
 
 // The products of a step in their order: four of each layer, then the head. in_proj's are two: what
 // comes of x's part is awaited by others, and z's part is multiplied while it is on its way.
@@ -112,10 +114,11 @@ class DecoderProducts {
     shapes_[4] = whole_rows(a.d_model * kBytes, Share(a.head ? a.vocab_size : 0));
   }
 
-  __device__ int count() const { return 4 * a_.n_layer + 1; }
+  __device__ int count() const { return kDecoderLayerProducts * a_.n_layer + 1; }
   __device__ DecoderProduct kind(int product) const {
-    return product == 4 * a_.n_layer ? DecoderProduct::head
-                                     : static_cast<DecoderProduct>(product % 4);
+    return product >= kDecoderLayerProducts * a_.n_layer
+               ? DecoderProduct::head
+               : static_cast<DecoderProduct>(product % kDecoderLayerProducts);
   }
   __device__ const ProductShape& shape(DecoderProduct kind) const {
     return shapes_[static_cast<int>(kind)];
@@ -125,7 +128,7 @@ class DecoderProducts {
   __device__ const char* matrix(int product) const {
     const DecoderProduct k = kind(product);
     if (k == DecoderProduct::head) return static_cast<const char*>(a_.head);
-    const DecoderLayerArgs& l = layers_[product / 4];
+    const DecoderLayerArgs& l = layers_[product / kDecoderLayerProducts];
     return static_cast<const char*>(k == DecoderProduct::x_proj     ? l.x_proj
                                     : k == DecoderProduct::out_proj ? l.out_proj
                                                                     : l.in_proj);

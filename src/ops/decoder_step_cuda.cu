@@ -8,6 +8,7 @@
 #include "ops/decoder_cluster.h"
 #include "ops/decoder_step.h"
 #include "ops/decoder_step_block.cuh"
+#include "ops/decoder_step_prefetch.cuh"
 
 namespace krait::cuda {
 namespace {
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(kDecoderThreads + 32, 1)
   if (threadIdx.x == 0) ring.init();
   __syncthreads();  // products and barriers are there
   if (threadIdx.x >= kDecoderThreads)
-    stream_weights(products, ring);
+    stream_weights(products, ring, PrefetchAhead<kSeqs, W>(args, products));
   else
     Decoder<kSeqs, W>(args, products, ring, memory).run();
 }

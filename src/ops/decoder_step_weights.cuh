@@ -162,9 +162,10 @@ __device__ __forceinline__ void copy_piece(const Piece& p, uint32_t to, uint32_t
 
 // What the copying warp does: of each product the tiles, of each tile its rows piece by piece. At
 // most kDecoderPiecesUnderWay are on their way at a time, for what blocks exchange queues behind
-// them.
-template <class Products>
-__device__ __forceinline__ void stream_weights(const Products& products, const WeightRing& ring) {
+// them. ahead: asks for what else the next product needs.
+template <class Products, class Ahead>
+__device__ __forceinline__ void stream_weights(const Products& products, const WeightRing& ring,
+                                               const Ahead& ahead) {
   RingPlace next, arriving;
   int under_way = 0;
 #pragma unroll 1
@@ -174,6 +175,7 @@ __device__ __forceinline__ void stream_weights(const Products& products, const W
     Piece p;
     p.step = s.row_bytes;
     p.four_steps = in_parts ? s.bytes : 4 * p.step;
+    ahead.fetch_for(product + 1);
     const char* tile_begin = products.matrix(product) + s.first * p.step;
     int rows = s.count;
 #pragma unroll 1
