@@ -364,10 +364,11 @@ TEST(Init, StepsAreLogUniform) {
 }
 
 TEST(Init, DependsOnSeedAndNameOnly) {
-  const Config c = make_config(32, 16, 2), deeper = make_config(32, 16, 3);
+  // An embedding of several threads' ranges.
+  const Config c = make_config(4000, 16, 2), deeper = make_config(4000, 16, 3);
   const ParameterStore a(c), b(c), d(c), e(deeper);
   initialize(c, a.parameters(), 1);
-  initialize(c, b.parameters(), 1);
+  initialize(c, b.parameters(), 1, /*threads=*/3);
   initialize(c, d.parameters(), 2);
   initialize(deeper, e.parameters(), 1);
   EXPECT_EQ(to_double(a.flat()), to_double(b.flat()));

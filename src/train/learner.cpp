@@ -54,7 +54,7 @@ Learner::~Learner() {
 
 void Learner::initialize(uint64_t seed) {
   const HostCopy masters(model_.config(), model_.masters());
-  krait::initialize(model_.config(), masters.parameters(), seed);
+  krait::initialize(model_.config(), masters.parameters(), seed, context_.threads());
   masters.write_back(model_.masters());
   masters_changed();
 }
