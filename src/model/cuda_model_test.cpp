@@ -113,8 +113,10 @@ class Training {
 
   // fresh: only what a fresh batch adds to starts from zero.
   void queue(bool fresh = false) {
-    fill_zero(ctx_, fresh ? gradients_.behind_matrices() : gradients_.flat());
-    if (fresh) fill_zero(ctx_, gradients_.parameters().embedding);
+    if (fresh)
+      clear_added(ctx_, model_.config(), gradients_);
+    else
+      fill_zero(ctx_, gradients_.flat());
     TrainingBatch batch = {.input = input_.view(), .targets = input_.targets};
     batch.loss_scale = 1.0f / static_cast<float>(input_.count());
     batch.recompute = recompute;

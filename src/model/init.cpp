@@ -91,6 +91,7 @@ class Initializer {
 }  // namespace
 
 void initialize(const Config& config, const Parameters& parameters, uint64_t seed, int threads) {
+  KRAIT_CHECK(threads >= 1);
   Initializer init(config, seed, threads);
   for (const ParameterInfo& info : parameter_table(config))
     if (const Tensor& t = info.of(parameters)) init(info, t);

@@ -12,7 +12,8 @@
 namespace krait {
 
 // parameters: f32 or f64; those that are none are left out. Every parameter draws from a random
-// stream of its own, so its values do not depend on the others, nor on the number of threads.
+// stream of its own, so its values do not depend on the others, nor on the number of threads (at
+// least 1).
 void initialize(const Config& config, const Parameters& parameters, uint64_t seed, int threads = 1);
 
 }  // namespace krait

@@ -361,4 +361,10 @@ void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch&
   TrainingStep(ctx, weights, batch, gradients).run(loss);
 }
 
+void clear_added(Context& ctx, const Config& config, const ParameterStore& gradients) {
+  fill_zero(ctx, gradients.behind_matrices());
+  // A tied embedding's is the head's, too.
+  if (!config.tie_embeddings) fill_zero(ctx, gradients.parameters().embedding);
+}
+
 }  // namespace krait

@@ -81,4 +81,7 @@ struct TrainingBatch {
 void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
                       const Parameters& gradients, const Tensor& loss);
 
+// Zeros those gradients that a fresh batch adds to.
+void clear_added(Context& ctx, const Config& config, const ParameterStore& gradients);
+
 }  // namespace krait

@@ -105,7 +105,8 @@ TEST(ScanStreamsPlan, CoversEveryPieceWithinTheGpusLimits) {
     const ScanStreamsShape shape = {s.tokens, s.num_seqs, s.d_inner, s.n_groups, s.d_state};
     const int64_t group_channels = s.d_inner / s.n_groups;
     if (group_channels % (2 * kScanStreamsChannels) != 0) continue;
-    if (s.d_state != kScanStreamsStates && s.d_state != 64 && s.d_state != 128) continue;
+    if (s.d_state != kScanStreamsStates && s.d_state != 32 && s.d_state != 64 && s.d_state != 128)
+      continue;
     const ScanStreamsPlan plan = plan_scan_streams(shape, 132);
     SCOPED_TRACE(testing::Message() << s.tokens << " tokens, " << s.num_seqs << " sequences, "
                                     << s.d_inner << " channels");
@@ -116,7 +117,7 @@ TEST(ScanStreamsPlan, CoversEveryPieceWithinTheGpusLimits) {
     ASSERT_EQ(plan.pieces, s.num_seqs + s.tokens / kScanStreamsPiece);
     ASSERT_EQ(plan.chain_blocks > 0, s.tokens > kScanStreamsPiece);
     ASSERT_EQ(plan.part_slots > 0, plan.part > 0);
-    ASSERT_EQ(plan.whole<plan.pieces, plan.part> 0);
+    ASSERT_EQ((plan.whole < plan.pieces), (plan.part > 0));
     ASSERT_GE(plan.whole, 0);
     if (plan.part > 0) {
       ASSERT_EQ(kScanStreamsPiece % plan.part, 0);

@@ -145,16 +145,10 @@ void Learner::apply(const AdamWSettings& settings, double lr, int64_t step) {
     op.m = part(moments_.m);
     op.v = part(moments_.v);
     if (const Tensor& rounded = model_.rounded_masters())
-      op.rounded = decay ? gradients_.decayed(rounded) : gradients_.undecayed(rounded);
+      op.rounded = decay ? model_.masters().decayed(rounded) : model_.masters().undecayed(rounded);
     op.weight_decay = decay ? static_cast<float>(settings.weight_decay) : 0.0f;
     adamw(context_, op);
   }
-}
-
-// What a fresh batch does not overwrite. The products' gradients, most of all bytes, it does.
-void Learner::clear_added_gradients() {
-  fill_zero(context_, gradients_.behind_matrices());
-  if (!model_.config().tie_embeddings) fill_zero(context_, gradients_.parameters().embedding);
 }
 
 void Learner::update(const AdamWSettings& settings, double lr, int64_t step) {
@@ -171,7 +165,7 @@ void Learner::update(const AdamWSettings& settings, double lr, int64_t step) {
   context_.engine().mark(context_, slot.ready);
   recordings_.run(context_, {kRefresh}, [&] {
     fill_zero(context_, loss_sum_);
-    clear_added_gradients();
+    clear_added(context_, model_.config(), gradients_);
     model_.refresh_A(context_);
   });
   fresh_ = true;

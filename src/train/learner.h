@@ -53,7 +53,8 @@ class Learner {
 
   // Forward and backward: adds to the gradients. loss_scale: gradient of the objective by each
   // target's loss. state: stream mode, row r in slot r; null: sequences start from nothing. Throws
-  // Error for a token or target outside the vocabulary.
+  // Error for a token or target outside the vocabulary; behind any other error gradients are
+  // undefined.
   void accumulate(const Batch& batch, double loss_scale, DecodeState* state);
   // Clips by the gradients' global norm, applies AdamW and lets gradients begin anew. step counts
   // from 1. A norm that is not finite leaves the parameters as they are, from then on.
@@ -79,7 +80,6 @@ class Learner {
   Views send(const Batch& batch, int64_t num_seqs);
   void reserve(int64_t tokens, int64_t num_seqs);
   void apply(const AdamWSettings& settings, double lr, int64_t step);
-  void clear_added_gradients();
 
   Context context_;
   Recompute recompute_;
