@@ -10,6 +10,7 @@
 #include "ops/cuda/vector.cuh"
 #include "ops/decoder_batch.h"
 #include "ops/decoder_batch_kernels.h"
+#include "ops/decoder_many.h"
 #include "ops/selective_scan_plan.h"
 
 namespace krait::cuda {
@@ -165,12 +166,7 @@ bool scan_projects(const DecoderStep& op) {
 }  // namespace
 
 bool takes_decoder_batch(Context& ctx, const DecoderStep& op) {
-#ifdef KRAIT_HAS_SM90A
-  const State& gpu = state_of(ctx);
-  if (gpu.compute_major != 9 || gpu.compute_minor != 0 || op.layers.empty() ||
-      op.embedding.dtype != DType::bf16 || op.head.dtype != DType::bf16 ||
-      op.layers[0].conv1d_weight.shape[1] != 4)
-    return false;
+  if (!many_possible(ctx, op) || op.layers[0].conv1d_weight.shape[1] != 4) return false;
   for (const DecoderLayer& l : op.layers) {
     if (!l.dt_proj || l.in_proj.dtype != DType::bf16 || l.out_proj.dtype != DType::bf16 ||
         !tiles_possible(l.in_proj) || !tiles_possible(l.out_proj))
@@ -179,11 +175,7 @@ bool takes_decoder_batch(Context& ctx, const DecoderStep& op) {
                             &l.out_proj_bias, &l.conv, &l.x_proj})
       if (!aligned(*t)) return false;
   }
-  return aligned(op.embedding) && aligned(op.norm_f) && scan_projects(op) && plan_of(op).usable;
-#else
-  static_cast<void>(ctx), static_cast<void>(op);
-  return false;
-#endif
+  return aligned(op.norm_f) && scan_projects(op) && plan_of(op).usable;
 }
 
 void decoder_batch(Context& ctx, const DecoderStep& op) {
@@ -199,19 +191,6 @@ void decoder_batch(Context& ctx, const DecoderStep& op) {
     tiles = static_cast<int>(plan.out.tiles);
   }
   decoder_logits(ctx, op, a.residual);
-}
-
-void decoder_logits(Context& ctx, const DecoderStep& op, const Tensor& residual) {
-  const Arena::Scope scope(ctx.workspace());
-  const Tensor x = ctx.workspace().tensor(DType::bf16, {residual.shape[0], residual.shape[1]});
-  krait::rms_norm_fwd(ctx, {.x = {},
-                            .residual_in = residual,
-                            .residual_out = {},
-                            .weight = op.norm_f,
-                            .y = x,
-                            .rstd = {},
-                            .eps = op.norm_eps});
-  krait::linear_fwd(ctx, {.x = x, .weight = op.head, .bias = {}, .y = op.logits});
 }
 
 }  // namespace krait::cuda

@@ -4,9 +4,9 @@
 
 #include "core/error.h"
 #include "ops/cuda/arguments.h"
-#include "ops/decoder_batch.h"
 #include "ops/decoder_cluster.h"
 #include "ops/decoder_cluster_kernel.h"
+#include "ops/decoder_many.h"
 
 namespace krait::cuda {
 namespace {
@@ -57,16 +57,8 @@ bool takes_layer(const DecoderLayer& l) {
 }  // namespace
 
 bool takes_decoder_cluster(Context& ctx, const DecoderStep& op) {
-#ifdef KRAIT_HAS_SM90A
-  const State& gpu = state_of(ctx);
-  return gpu.compute_major == 9 && gpu.compute_minor == 0 && !op.layers.empty() &&
-         op.embedding.dtype == DType::bf16 && op.head.dtype == DType::bf16 &&
-         aligned(op.embedding) && std::ranges::all_of(op.layers, takes_layer) &&
+  return many_possible(ctx, op) && std::ranges::all_of(op.layers, takes_layer) &&
          plan_of(ctx, op).usable;
-#else
-  static_cast<void>(ctx), static_cast<void>(op);
-  return false;
-#endif
 }
 
 void decoder_cluster(Context& ctx, const DecoderStep& op) {
