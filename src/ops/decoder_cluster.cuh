@@ -58,7 +58,8 @@ struct ClusterStage {
 // A block of a cluster. What blocks send each other arrives at the same place in each, and at a
 // barrier of the receiver's, which also hears of the block's own part. A place is free again
 // before anybody sends to it: who sends for the next layer has received what every block
-// sent behind its reading.
+// sent behind its reading. That what a block sends has left it shows only in what it receives of
+// all who needed it: until then it lies where nothing else is written (x_sent, y_sent).
 template <int kSeqs>
 struct ClusterBlock {
   static constexpr int kMaxOctets = kSeqs / kClusterOctet;

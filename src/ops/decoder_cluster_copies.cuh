@@ -129,9 +129,8 @@ class ClusterSender {
     return max(0, min(cut_.own_runs(), cut_.x_dbl_runs() - block * cut_.own_runs()));
   }
   __device__ bool to_another() const { return lane_ < kClusterBlocks && lane_ != b_.rank; }
-  // To another block, from and to the same place.
-  __device__ void send(int offset, int bytes, uint32_t barrier) const {
-    copy_to_block(lane_, b_.address(offset), b_.address(offset), bytes, barrier);
+  __device__ void send(int to, int from, int bytes, uint32_t barrier) const {
+    copy_to_block(lane_, b_.address(to), b_.address(from), bytes, barrier);
   }
   // What this warp wrote is there for its copies, and for all who hear of the barrier.
   __device__ void announce(uint32_t barrier, int bytes) const {
@@ -150,12 +149,13 @@ class ClusterSender {
     wait_for_phase(b_.x_ready(), layer);
     const int bytes = cut_.outputs * kClusterOctet * 2;
     if (to_another())
-      send(own_place(cut_.shared.x, cut_.d_model, cut_.outputs), bytes, b_.x_full());
+      send(own_place(cut_.shared.x, cut_.d_model, cut_.outputs),
+           cut_.shared.x_sent + octet_ * bytes, bytes, b_.x_full());
     const int squares = cut_.shared.squares + (b_.rank * kSeqs + octet_ * kClusterOctet) * 4;
     constexpr int kSquareBytes = kClusterOctet * 4;
     if (lane_ < kClusterOctet) sum_squares(b_.template at<float>(squares));
     announce(b_.x_full(), kOthers * (bytes + kSquareBytes));
-    if (to_another()) send(squares, kSquareBytes, b_.x_full());
+    if (to_another()) send(squares, squares, kSquareBytes, b_.x_full());
     __syncwarp();
   }
   __device__ void sum_squares(float* to) const {
@@ -168,13 +168,13 @@ class ClusterSender {
     to[lane_] = sum;
   }
 
-  // To each block, this one too, the part of the sums that it brings together.
+  // To each other block the part of the sums that it brings together.
   __device__ void send_parts(uint32_t layer) const {
     wait_for_phase(b_.parts_ready(), layer);
     const int place = cut_.own_runs() * 32;  // of a part of its runs of eight sums
-    announce(b_.received_full(), kClusterBlocks * own_runs_ * 32);
+    announce(b_.received_full(), kOthers * own_runs_ * 32);
     const int runs = runs_of(lane_);
-    if (lane_ < kClusterBlocks && runs > 0)
+    if (to_another() && runs > 0)
       copy_to_block(lane_, b_.address(cut_.shared.received + b_.rank * place),
                     b_.address(cut_.shared.parts + lane_ * place), runs * 32, b_.received_full());
     __syncwarp();
@@ -186,10 +186,11 @@ class ClusterSender {
     const int first = b_.rank * cut_.own_runs(), fours = 2 * own_runs_;
     for (int four = lane_; four < fours; four += 32) {
       const float* const parts = b_.template at<float>(cut_.shared.received) + four * 4;
+      const float* const own = b_.template at<float>(cut_.shared.parts) + first * 8 + four * 4;
       Floats<4> part[kClusterBlocks];
 #pragma unroll
       for (int block = 0; block < kClusterBlocks; ++block)
-        part[block] = load_vector<4>(parts + block * cut_.own_runs() * 8);
+        part[block] = load_vector<4>(block == b_.rank ? own : parts + block * cut_.own_runs() * 8);
 #pragma unroll
       for (int block = 1; block < kClusterBlocks; ++block)
 #pragma unroll
@@ -198,7 +199,8 @@ class ClusterSender {
     }
     announce(b_.x_dbl_full(), (cut_.x_dbl_runs() - own_runs_) * 16);
     if (to_another() && own_runs_ > 0)
-      send(cut_.shared.x_dbl + first * 16, own_runs_ * 16, b_.x_dbl_full());
+      send(cut_.shared.x_dbl + first * 16, cut_.shared.x_dbl + first * 16, own_runs_ * 16,
+           b_.x_dbl_full());
     __syncwarp();
   }
 
@@ -207,7 +209,8 @@ class ClusterSender {
     const int bytes = cut_.channels * kClusterOctet * 2;
     announce(b_.y_full(), kOthers * bytes);
     if (to_another())
-      send(own_place(cut_.shared.y, cut_.d_inner, cut_.channels), bytes, b_.y_full());
+      send(own_place(cut_.shared.y, cut_.d_inner, cut_.channels),
+           cut_.shared.y_sent + octet_ * bytes, bytes, b_.y_full());
     __syncwarp();
   }
 

@@ -69,6 +69,8 @@ class ClusterLayers {
     store_vector(b_.template at<bf16>(cut_.shared.x) +
                      vector_place(cut_.d_model, seq, b_.rank * cut_.outputs + column),
                  x);
+    store_vector(b_.template at<bf16>(cut_.shared.x_sent) + vector_place(cut_.outputs, seq, column),
+                 x);
     b_.template at<float>(cut_.shared.row_squares)[seq * (cut_.outputs / 4) + column / 4] = sum;
   }
 

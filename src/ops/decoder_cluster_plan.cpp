@@ -54,8 +54,9 @@ DecoderClusterShared lay_out(const DecoderClusterPlan& p, int state_bytes, int r
   s.sums = take(p.seqs * p.sums_pitch() * 4);
   s.out_sums = take(kClusterGroups * p.seqs * p.out_pitch() * 4);
   at = std::max(at, behind_y);
-  s.received = take(kClusterBlocks * p.own_runs() * 32);
-  s.A = take(p.channels * kClusterStates * 4);
+  s.received = s.y_sent =
+      take(std::max(kClusterBlocks * p.own_runs() * 32, p.seqs * p.channels * 2));
+  s.A = s.x_sent = take(std::max(p.channels * kClusterStates * 4, p.seqs * p.outputs * 2));
   s.D = take(p.channels * 4);
   s.squares = take(kClusterBlocks * p.seqs * 4);
   s.row_squares = take(p.seqs * p.outputs);

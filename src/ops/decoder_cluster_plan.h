@@ -44,6 +44,10 @@ struct DecoderClusterShared {
   int y = 0, conv = 0, sums = 0, out_sums = 0;
   int received = 0;  // parts of x_dbl's sums, by all blocks
   int A = 0, D = 0;
+  // What a block sends of x and y lies apart from where it is multiplied, whose place is taken
+  // before all others have it: x in A's, which is idle until x_dbl is there, y in received's, which
+  // is idle until the next layer's.
+  int x_sent = 0, y_sent = 0;
   int squares = 0, row_squares = 0, scale = 0;
   int residual = 0, slots = 0, barriers = 0;
   int bytes = 0;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 namespace krait::cuda {
@@ -57,8 +58,6 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderClusterShape& s, int
   const int ring = p.stages * p.stage_bytes, vectors = p.seqs * 2;
   const std::vector<Range> always = {
       {m.ring, ring},
-      {m.received, kClusterBlocks * p.own_runs() * 32},
-      {m.A, p.channels * kClusterStates * 4},
       {m.D, p.channels * 4},
       {m.squares, kClusterBlocks * p.seqs * 4},
       {m.row_squares, p.seqs * p.outputs},
@@ -71,17 +70,23 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderClusterShape& s, int
               out_sums = {m.out_sums, kClusterGroups * p.seqs * p.out_pitch() * 4},
               u = {m.u, p.seqs * p.u_width * 2}, z = {m.z, p.seqs * p.channels * 2},
               x_dbl = {m.x_dbl, p.seqs * p.x_proj_rows * 2};
+  const Range x = {m.x, vectors * p.d_model},
+              received = {m.received, kClusterBlocks * p.own_runs() * 32},
+              A = {m.A, p.channels * kClusterStates * 4};
+  // Which may still leave when all others of a layer have come.
+  const Range x_sent = {m.x_sent, vectors * p.outputs}, y_sent = {m.y_sent, vectors * p.channels};
   const auto expect_beside = [&](std::initializer_list<Range> more) {
     std::vector<Range> all = always;
     all.insert(all.end(), more);
     expect_apart(all, m.bytes);
   };
   // in_proj; the convolution; x_proj; the scan; behind out_proj.
-  expect_beside({{m.x, vectors * p.d_model}, conv, sums, out_sums});
-  expect_beside({u, z, conv, sums});
-  expect_beside({u, z, x_dbl, {m.parts, p.seqs * p.x_proj_rows * 4}});
-  expect_beside({u, z, x_dbl, {m.steps, p.seqs * p.channels * 8}, {m.y, vectors * p.d_inner}});
-  expect_beside({{m.x, vectors * p.d_model}, out_sums});
+  expect_beside({x, conv, sums, out_sums, received, x_sent});
+  expect_beside({u, z, conv, sums, received, x_sent});
+  expect_beside({u, z, x_dbl, {m.parts, p.seqs * p.x_proj_rows * 4}, received, x_sent});
+  expect_beside(
+      {u, z, x_dbl, {m.steps, p.seqs * p.channels * 8}, {m.y, vectors * p.d_inner}, A, y_sent});
+  expect_beside({x, conv, out_sums, x_sent, y_sent});
 }
 
 TEST(DecoderClusterPlan, CoversEveryShapeItTakes) {
@@ -101,6 +106,15 @@ TEST(DecoderClusterPlan, CoversEveryShapeItTakes) {
             expect_whole(plan, s, clusters);
           }
   EXPECT_GT(taken, 900);
+  // Not twice as wide inside.
+  for (const auto& [d_model, d_inner] : {std::pair{1024, 256}, {128, 1024}, {384, 1280}}) {
+    DecoderClusterShape s = shape(40, d_model, 16);
+    s.d_inner = d_inner;
+    SCOPED_TRACE(testing::Message() << d_model << " x " << d_inner);
+    const DecoderClusterPlan plan = plan_decoder_cluster(s, 2, kSharedBytes);
+    ASSERT_TRUE(plan.usable);
+    expect_whole(plan, s, 2);
+  }
 }
 
 TEST(DecoderClusterPlan, TakesSmallPublishedShapes) {

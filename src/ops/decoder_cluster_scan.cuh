@@ -47,7 +47,7 @@ class ClusterScan {
     float D;
     const float2* step;
     const bf16 *B, *C, *u, *z;
-    bf16* y;
+    bf16 *y, *y_sent;
 
     __device__ Channel(const ClusterBlock<kSeqs>& block, int place) {
       const DecoderClusterPlan& cut = block.cut;
@@ -62,6 +62,7 @@ class ClusterScan {
       z = block.template at<bf16>(cut.shared.z) + channel;
       y = block.template at<bf16>(cut.shared.y) +
           vector_place(cut.d_inner, 0, block.rank * cut.channels + channel);
+      y_sent = block.template at<bf16>(cut.shared.y_sent) + vector_place(cut.channels, 0, channel);
     }
   };
   // in: the lane's states of sequence seq0; out: of slot 0. kAll: all kTogether are there.
@@ -98,8 +99,9 @@ class ClusterScan {
     const int of_octet = (seq >> 3) * 8, in_octet = (seq & 7) * 8;
     const float u = load_vector<1>(c.u + of_octet * cut_.u_width + in_octet)[0];
     const float z = load_vector<1>(c.z + seq * cut_.channels)[0];
-    store_vector(c.y + of_octet * cut_.d_inner + in_octet,
-                 Floats<1>{{fmaf(c.D, u, sum) * silu(z)}});
+    const Floats<1> gated{{fmaf(c.D, u, sum) * silu(z)}};
+    store_vector(c.y + of_octet * cut_.d_inner + in_octet, gated);
+    store_vector(c.y_sent + of_octet * cut_.channels + in_octet, gated);
   }
 
   ClusterWarps<kSeqs>& w_;

@@ -1,7 +1,6 @@
-#include "ops/decoder_many.h"
-
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
+#include "ops/decoder_many.h"
 
 namespace krait::cuda {
 
