@@ -39,9 +39,7 @@ class ClusterWarps {
 
   __device__ ClusterFour four_of(int width) const { return {thread, width, kSeqs}; }
 
-  __device__ static void meet() {
-    asm volatile("bar.sync 1, %0;" ::"n"(kClusterThreads) : "memory");
-  }
+  __device__ static void meet() { meet_first<kClusterThreads>(); }
   // What the warp wrote to shared memory may be sent.
   __device__ static void tell(uint32_t barrier) {
     publish_to_copies();
@@ -92,8 +90,7 @@ class ClusterWarps {
     }
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (float& sum : d[t]) asm volatile("" : "+f"(sum)::"memory");
+      settle(d[t]);
       keep(d[t], t, group + t * kClusterGroups);
     }
   }

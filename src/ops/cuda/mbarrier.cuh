@@ -15,6 +15,12 @@ __device__ __forceinline__ void arrive(uint32_t barrier) {
                : "memory");
 }
 
+// The block's first kThreads threads meet, whole warps.
+template <int kThreads>
+__device__ __forceinline__ void meet_first() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
 #if __CUDA_ARCH__ >= 900
 // Arrives, and announces bytes of bulk copies.
 __device__ __forceinline__ void arrive_and_expect(uint32_t barrier, int bytes) {

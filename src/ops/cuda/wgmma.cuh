@@ -39,6 +39,13 @@ __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 }
 
+// Sums of products that are done: they are not looked at before.
+template <int N>
+__device__ __forceinline__ void settle(float (&d)[N]) {
+#pragma unroll
+  for (float& sum : d) asm volatile("" : "+f"(sum)::"memory");
+}
+
 // d (64 x N) += a (64 x 16) b (N x 16)^T
 __device__ __forceinline__ void multiply_tiles(float (&d)[4], uint64_t a, uint64_t b) {
   asm volatile(
