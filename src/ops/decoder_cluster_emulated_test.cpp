@@ -290,7 +290,8 @@ void expect_the_step_in_any_order_of_copies(const Shape& shape) {
   // A sum in another order may round to the next bf16.
   EXPECT_LT(relative_rms(actual.residual, expected.residual), 3e-3);
   EXPECT_LT(relative_rms(actual.states, expected.states), 1e-3);
-  for (const auto& [when, seed] : {std::pair{Copies::late, 1}, {Copies::random, 1}, {Copies::random, 2}}) {
+  for (const auto& [when, seed] :
+       {std::pair{Copies::late, 1}, {Copies::random, 1}, {Copies::random, 2}}) {
     const Result again = by_kernel(problem, when, static_cast<uint64_t>(seed));
     EXPECT_EQ(again.residual, actual.residual);
     EXPECT_EQ(again.states, actual.states);

@@ -265,9 +265,7 @@ void await_phase(uint32_t barrier, uint32_t phase) {
   if (b.phase != phase + 1) fail("a phase taken for another");
 }
 
-void meet_in_warp() {
-  meet(block().warps[static_cast<size_t>(machine->running->number / 32)], 32);
-}
+void meet_in_warp() { meet(block().warps[static_cast<size_t>(machine->running->number / 32)], 32); }
 
 void meet_in_block(int number, int threads) { meet(block().meetings[number], threads); }
 

@@ -40,7 +40,7 @@ void arrive_at(uint32_t barrier, int bytes);  // bytes: announced
 void await_phase(uint32_t barrier, uint32_t phase);
 void meet_in_warp();
 void meet_in_block(int number, int threads);  // number: from 1 on
-void meet_all();                               // threads of the block
+void meet_all();                              // threads of the block
 void arrive_at_cluster();
 void await_cluster();
 uint32_t from_lane(uint32_t value, int lane);
