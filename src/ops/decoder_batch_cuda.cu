@@ -10,7 +10,7 @@
 #include "ops/cuda/vector.cuh"
 #include "ops/decoder_batch.h"
 #include "ops/decoder_batch_kernels.h"
-#include "ops/decoder_many.h"
+#include "ops/decoder_ways.h"
 #include "ops/selective_scan_plan.h"
 
 namespace krait::cuda {

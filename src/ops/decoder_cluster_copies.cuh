@@ -63,7 +63,7 @@ class ClusterStream {
     copy_tiles(to, layer.x_proj, cut_.x_proj_rows, 0, channel0_, tiles);
   }
   __device__ void copy_scan(const DecoderClusterLayer& layer) {
-    const int tiles = (cut_.dt_rank + kClusterTile - 1) / kClusterTile;
+    const int tiles = cut_.dt_steps();
     const int tile_bytes = tiles * cut_.channels * kTileBytes;
     const int A_bytes = cut_.channels * kClusterStates * 4;
     const uint32_t to = take(tile_bytes + A_bytes + cut_.channels * 4);

@@ -6,23 +6,15 @@
 #include "ops/cuda/arguments.h"
 #include "ops/decoder_cluster.h"
 #include "ops/decoder_cluster_kernel.h"
-#include "ops/decoder_many.h"
+#include "ops/decoder_ways.h"
 
 namespace krait::cuda {
 namespace {
 
 DecoderClusterPlan plan_of(Context& ctx, const DecoderStep& op) {
-  const DecoderLayer& l = op.layers[0];
   const size_t shared_bytes = state_of(ctx).shared_bytes_per_block;
   static const int clusters = clusters_at_once(shared_bytes);
-  return plan_decoder_cluster({.num_seqs = op.tokens.shape[0],
-                               .n_layer = static_cast<int64_t>(op.layers.size()),
-                               .d_model = op.norm_f.shape[0],
-                               .d_inner = l.D.shape[0],
-                               .d_state = l.A.shape[1],
-                               .d_conv = l.conv1d_weight.shape[1],
-                               .dt_rank = l.dt_proj.shape[1],
-                               .state_bytes = static_cast<int>(size_of(l.ssm.dtype))},
+  return plan_decoder_cluster(shape_of(op), static_cast<int>(size_of(op.layers[0].ssm.dtype)),
                               clusters, shared_bytes);
 }
 

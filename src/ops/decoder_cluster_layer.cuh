@@ -230,7 +230,7 @@ class ClusterLayers {
     const bf16* const u = b_.template at<bf16>(cut_.shared.u);
     auto* const steps = b_.template at<float2>(cut_.shared.steps);
     w_.product(
-        cut_.channels, (cut_.dt_rank + kClusterTile - 1) / kClusterTile, /*one_stage=*/true,
+        cut_.channels, cut_.dt_steps(), /*one_stage=*/true,
         [&](float(&d)[kSums], uint32_t stage, int step, int tile) {
           const uint64_t a = tile_descriptor(Warps::tile_at(stage, step, cut_.channels, tile));
       // Beyond dt_rank the tile is zero: times whatever x_dbl holds.
@@ -261,7 +261,7 @@ class ClusterLayers {
   }
   // A, times log2 e, and D, out of the stage behind dt_proj's tiles.
   __device__ void keep_parameters(uint32_t stage) const {
-    const int tiles = (cut_.dt_rank + kClusterTile - 1) / kClusterTile;
+    const int tiles = cut_.dt_steps();
     const auto* const from = b_.template at<float>(static_cast<int>(stage - b_.memory_at) +
                                                    tiles * cut_.channels * kTileBytes);
     float* const A = b_.template at<float>(cut_.shared.A);

@@ -15,8 +15,8 @@ constexpr int kBarrierBytes = 8 * (2 * kClusterMaxStages + 6 + kClusterMaxOctets
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
-bool possible(const DecoderClusterShape& s) {
-  return s.num_seqs >= 1 && s.n_layer >= 1 && s.n_layer <= kClusterMaxLayers &&
+bool possible(const DecoderShape& s) {
+  return !s.int8 && s.num_seqs >= 1 && s.n_layer >= 1 && s.n_layer <= kClusterMaxLayers &&
          s.d_state == kClusterStates && s.d_conv == kClusterBefore + 1 &&
          s.d_model % (8 * kClusterBlocks) == 0 && s.d_model <= kClusterTile * kClusterBlocks &&
          // Whole k-steps of the tensor cores for each block.
@@ -29,8 +29,7 @@ bool possible(const DecoderClusterShape& s) {
 // with A and D, or a step for each warpgroup of out_proj.
 int stage_bytes(const DecoderClusterPlan& p) {
   const int x_proj = p.u_width / kClusterTile * p.x_proj_rows * kRowBytes;
-  const int scan =
-      p.channels * (ceil_div(p.dt_rank, kClusterTile) * kRowBytes + kClusterStates * 4 + 4);
+  const int scan = p.channels * (p.dt_steps() * kRowBytes + kClusterStates * 4 + 4);
   return round_up(
       std::max({2 * p.channels * kRowBytes, x_proj, scan, kClusterGroups * p.outputs * kRowBytes}),
       kClusterAlignment);
@@ -70,7 +69,7 @@ DecoderClusterShared lay_out(const DecoderClusterPlan& p, int state_bytes, int r
 
 }  // namespace
 
-DecoderClusterPlan plan_decoder_cluster(const DecoderClusterShape& s, int clusters,
+DecoderClusterPlan plan_decoder_cluster(const DecoderShape& s, int state_bytes, int clusters,
                                         size_t shared_bytes) {
   DecoderClusterPlan p;
   if (!possible(s) || clusters < 1) return p;
@@ -87,13 +86,13 @@ DecoderClusterPlan plan_decoder_cluster(const DecoderClusterShape& s, int cluste
   p.dt_rank = static_cast<int>(s.dt_rank);
   p.stage_bytes = stage_bytes(p);
   for (p.state_seqs = kClusterOctet;
-       p.state_seqs * p.channels * kClusterStates * s.state_bytes > p.stage_bytes;)
+       p.state_seqs * p.channels * kClusterStates * state_bytes > p.stage_bytes;)
     p.state_seqs /= 2;
   const int room =
-      static_cast<int>(shared_bytes) - kClusterAlignment - lay_out(p, s.state_bytes, 0).bytes;
+      static_cast<int>(shared_bytes) - kClusterAlignment - lay_out(p, state_bytes, 0).bytes;
   p.stages = std::min(room / p.stage_bytes, kClusterMaxStages);
   if (p.stages < kMinStages) return p;
-  p.shared = lay_out(p, s.state_bytes, p.stages * p.stage_bytes);
+  p.shared = lay_out(p, state_bytes, p.stages * p.stage_bytes);
   p.usable = true;
   return p;
 }

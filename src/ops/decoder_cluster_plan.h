@@ -5,13 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace krait::cuda {
+#include "ops/decoder_step_plan.h"
 
-struct DecoderClusterShape {
-  int64_t num_seqs, n_layer, d_model, d_inner, d_state, d_conv, dt_rank;
-  int state_bytes = 4;  // of an element of the states
-  int64_t x_proj_rows() const { return dt_rank + 2 * d_state; }
-};
+namespace krait::cuda {
 
 // Blocks of a cluster, each with a multiprocessor of its own: more than every GPU of its compute
 // capability must offer, as many as it can.
@@ -70,12 +66,15 @@ struct DecoderClusterPlan {
   // x_dbl's sums are brought together by runs of eight rows of a sequence; a block's share of them.
   constexpr int x_dbl_runs() const { return x_proj_rows / 8 * seqs; }
   constexpr int own_runs() const { return (x_dbl_runs() + kClusterBlocks - 1) / kClusterBlocks; }
+  // Of kClusterTile inputs, the last one's ending early.
+  constexpr int dt_steps() const { return (dt_rank + kClusterTile - 1) / kClusterTile; }
   constexpr int sums_pitch() const { return 2 * channels + kClusterGap; }
   static constexpr int out_pitch() { return kClusterTile + kClusterGap; }
 };
 
-// clusters: of kClusterBlocks blocks with shared_bytes each that run at once.
-DecoderClusterPlan plan_decoder_cluster(const DecoderClusterShape&, int clusters,
+// state_bytes: of an element of the states. clusters: of kClusterBlocks blocks with shared_bytes
+// each that run at once.
+DecoderClusterPlan plan_decoder_cluster(const DecoderShape&, int state_bytes, int clusters,
                                         size_t shared_bytes);
 
 }  // namespace krait::cuda

@@ -11,8 +11,7 @@ namespace {
 
 constexpr size_t kSharedBytes = 227 << 10;
 
-DecoderClusterShape shape(int64_t num_seqs, int64_t d_model, int64_t dt_rank, int64_t n_layer = 24,
-                          int state_bytes = 4) {
+DecoderShape shape(int64_t num_seqs, int64_t d_model, int64_t dt_rank, int64_t n_layer = 24) {
   return {.num_seqs = num_seqs,
           .n_layer = n_layer,
           .d_model = d_model,
@@ -20,7 +19,7 @@ DecoderClusterShape shape(int64_t num_seqs, int64_t d_model, int64_t dt_rank, in
           .d_state = 16,
           .d_conv = 4,
           .dt_rank = dt_rank,
-          .state_bytes = state_bytes};
+          .vocab_size = 1000};
 }
 
 struct Range {
@@ -36,7 +35,8 @@ void expect_apart(std::vector<Range> ranges, int end) {
   }
 }
 
-void expect_whole(const DecoderClusterPlan& p, const DecoderClusterShape& s, int clusters) {
+void expect_whole(const DecoderClusterPlan& p, const DecoderShape& s, int state_bytes,
+                  int clusters) {
   EXPECT_LE(p.clusters, clusters);
   EXPECT_LE(p.clusters, s.num_seqs);
   EXPECT_GE(int64_t{p.clusters} * p.seqs, s.num_seqs);
@@ -51,7 +51,7 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderClusterShape& s, int
   EXPECT_GE(p.stages, 3);
   EXPECT_LE(p.stages, kClusterMaxStages);
   EXPECT_EQ(kClusterOctet % p.state_seqs, 0);
-  EXPECT_LE(p.state_seqs * p.channels * kClusterStates * s.state_bytes, p.stage_bytes);
+  EXPECT_LE(p.state_seqs * p.channels * kClusterStates * state_bytes, p.stage_bytes);
   EXPECT_LE(static_cast<size_t>(p.shared.bytes + kClusterAlignment), kSharedBytes);
 
   const DecoderClusterShared& m = p.shared;
@@ -65,7 +65,7 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderClusterShape& s, int
       {m.residual, p.seqs * p.outputs * 4},
       {m.slots, p.seqs * 4},
       {m.barriers, 8 * (2 * kClusterMaxStages + 6 + kClusterMaxOctets)}};
-  const Range conv = {m.conv, p.seqs * kClusterBefore * p.channels * s.state_bytes},
+  const Range conv = {m.conv, p.seqs * kClusterBefore * p.channels * state_bytes},
               sums = {m.sums, p.seqs * p.sums_pitch() * 4},
               out_sums = {m.out_sums, kClusterGroups * p.seqs * p.out_pitch() * 4},
               u = {m.u, p.seqs * p.u_width * 2}, z = {m.z, p.seqs * p.channels * 2},
@@ -99,40 +99,41 @@ TEST(DecoderClusterPlan, CoversEveryShapeItTakes) {
             SCOPED_TRACE(testing::Message()
                          << clusters << " clusters, " << num_seqs << " x " << d_model
                          << ", dt_rank " << dt_rank << ", " << state_bytes);
-            const DecoderClusterShape s = shape(num_seqs, d_model, dt_rank, 24, state_bytes);
-            const DecoderClusterPlan plan = plan_decoder_cluster(s, clusters, kSharedBytes);
+            const DecoderShape s = shape(num_seqs, d_model, dt_rank);
+            const DecoderClusterPlan plan =
+                plan_decoder_cluster(s, state_bytes, clusters, kSharedBytes);
             if (!plan.usable) continue;
             ++taken;
-            expect_whole(plan, s, clusters);
+            expect_whole(plan, s, state_bytes, clusters);
           }
   EXPECT_GT(taken, 900);
   // Not twice as wide inside.
   for (const auto& [d_model, d_inner] : {std::pair{1024, 256}, {128, 1024}, {384, 1280}}) {
-    DecoderClusterShape s = shape(40, d_model, 16);
+    DecoderShape s = shape(40, d_model, 16);
     s.d_inner = d_inner;
     SCOPED_TRACE(testing::Message() << d_model << " x " << d_inner);
-    const DecoderClusterPlan plan = plan_decoder_cluster(s, 2, kSharedBytes);
+    const DecoderClusterPlan plan = plan_decoder_cluster(s, 4, 2, kSharedBytes);
     ASSERT_TRUE(plan.usable);
-    expect_whole(plan, s, 2);
+    expect_whole(plan, s, 4, 2);
   }
 }
 
 TEST(DecoderClusterPlan, TakesSmallPublishedShapes) {
   for (const int64_t num_seqs : {5, 64, 128})
-    EXPECT_TRUE(plan_decoder_cluster(shape(num_seqs, 768, 48), 7, kSharedBytes).usable);
+    EXPECT_TRUE(plan_decoder_cluster(shape(num_seqs, 768, 48), 4, 7, kSharedBytes).usable);
   for (const int64_t num_seqs : {5, 64, 112})
-    EXPECT_TRUE(plan_decoder_cluster(shape(num_seqs, 1024, 64, 48), 7, kSharedBytes).usable);
+    EXPECT_TRUE(plan_decoder_cluster(shape(num_seqs, 1024, 64, 48), 4, 7, kSharedBytes).usable);
 }
 
 TEST(DecoderClusterPlan, RefusesWhatTheKernelCannot) {
-  const auto refused = [](const DecoderClusterShape& s, int clusters = 7,
+  const auto refused = [](const DecoderShape& s, int clusters = 7,
                           size_t shared_bytes = kSharedBytes) {
-    return !plan_decoder_cluster(s, clusters, shared_bytes).usable;
+    return !plan_decoder_cluster(s, 4, clusters, shared_bytes).usable;
   };
-  const DecoderClusterShape good = shape(64, 768, 48);
+  const DecoderShape good = shape(64, 768, 48);
   EXPECT_FALSE(refused(good));
   const auto changed = [&](auto change) {
-    DecoderClusterShape s = good;
+    DecoderShape s = good;
     change(s);
     return s;
   };
@@ -143,6 +144,7 @@ TEST(DecoderClusterPlan, RefusesWhatTheKernelCannot) {
   EXPECT_TRUE(refused(changed([](auto& s) { s.d_model = 1152; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.d_inner = 1408; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.d_inner = 3328; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.int8 = true; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.d_state = 8; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.d_conv = 3; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.dt_rank = 44; })));

@@ -9,6 +9,7 @@
 #include "ops/decoder_step.h"
 #include "ops/decoder_step_block.cuh"
 #include "ops/decoder_step_prefetch.cuh"
+#include "ops/decoder_ways.h"
 
 namespace krait::cuda {
 namespace {
@@ -37,19 +38,6 @@ __global__ void __launch_bounds__(kDecoderThreads + 32, 1)
     stream_weights(products, ring, PrefetchAhead<kSeqs, W>(args, products));
   else
     Decoder<kSeqs, W>(args, products, ring, memory).run();
-}
-
-DecoderShape shape_of(const DecoderStep& op) {
-  const DecoderLayer& l = op.layers[0];
-  return {.num_seqs = op.tokens.shape[0],
-          .n_layer = static_cast<int64_t>(op.layers.size()),
-          .d_model = op.norm_f.shape[0],
-          .d_inner = l.D.shape[0],
-          .d_state = l.A.shape[1],
-          .d_conv = l.conv1d_weight.shape[1],
-          .dt_rank = l.dt_proj ? l.dt_proj.shape[1] : 0,
-          .vocab_size = op.head.shape[0],
-          .int8 = op.head.dtype == DType::i8};
 }
 
 DecoderStepPlan plan_of(Context& ctx, const DecoderStep& op) {

@@ -8,6 +8,7 @@
 #include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/mbarrier.cuh"
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/tile_copy.cuh"
 #include "ops/decoder_step_plan.h"
 
 namespace krait::cuda {
@@ -20,9 +21,7 @@ __device__ __forceinline__ int thread_index() {
 }
 
 // Barrier of the threads that multiply: the warp that copies is not held up.
-__device__ __forceinline__ void sync_multipliers() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kDecoderThreads) : "memory");
-}
+__device__ __forceinline__ void sync_multipliers() { meet_first<kDecoderThreads>(); }
 
 // What a block multiplies of one of a layer's matrices, in tiles of 8 low and 8 high rows:
 // neighbours, but in x_proj row r of a tile is part r / kDecoderPartRows of the matrix's row r %
@@ -108,20 +107,12 @@ struct Piece {
 };
 
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void copy_row(const char* from, int bytes, uint32_t to,
-                                         uint32_t filled) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(filled)
-      : "memory");
-}
 __device__ __forceinline__ void copy_rows(const char* from, int rows, int bytes, int64_t step,
                                           uint32_t to, uint32_t filled) {
   if (bytes <= 0) return;
 #pragma unroll 1
   for (int row = 0; row < rows; ++row, from += step, to += kDecoderPiecePitch)
-    copy_row(from, bytes, to, filled);
+    copy_bulk(to, from, bytes, filled);
 }
 #endif
 
@@ -136,7 +127,7 @@ __device__ __forceinline__ void copy_piece(const Piece& p, uint32_t to, uint32_t
     if (p.is_full()) {
 #pragma unroll
       for (int row = 0; row < kDecoderTile; ++row)
-        copy_row(p.row(row), r.low_bytes, to + row * kDecoderPiecePitch, filled);
+        copy_bulk(to + row * kDecoderPiecePitch, p.row(row), r.low_bytes, filled);
     } else {
       copy_rows(p.from, r.low, r.low_bytes, p.step, to, filled);
       copy_rows(p.from + p.eight_steps, r.high, r.high_bytes, p.step,

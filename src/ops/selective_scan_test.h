@@ -1,11 +1,12 @@
-// What the tests of the selective scan share: cases, tensors for them, and what every engine is held
-// to.
+// What the tests of the selective scan share: cases, tensors for them, and what every engine is
+// held to.
 #pragma once
 
-#include "ops/selective_scan.h"
 #include <cmath>
 #include <optional>
+
 #include "ops/op_test.h"
+#include "ops/selective_scan.h"
 
 namespace krait::scan_test {
 
@@ -207,7 +208,7 @@ inline constexpr Tolerances kCuda = {.forward = 3e-6, .gradient = 1e-5, .gain = 
 
 // f32: within the tolerance; bf16: no further than twice what rounding costs.
 inline void expect_agrees(const char* name, const TestTensor& actual, const TestTensor& oracle,
-                   double tolerance) {
+                          double tolerance) {
   if (actual.view().dtype == DType::bf16) {
     EXPECT_TRUE(close_bf16(actual, oracle.to_double())) << name;
   } else {
@@ -216,7 +217,7 @@ inline void expect_agrees(const char* name, const TestTensor& actual, const Test
 }
 
 inline void expect_forward_like_reference(Context& ctx, const Tolerances& tolerances, const Case& c,
-                                   DType type, DType states = DType::f32) {
+                                          DType type, DType states = DType::f32) {
   Context reference(reference_engine());
   Scan actual(c, type, states), oracle(c, DType::f64);
   oracle.take(actual);
@@ -231,8 +232,8 @@ inline void expect_forward_like_reference(Context& ctx, const Tolerances& tolera
   EXPECT_TRUE(actual.guards_intact());
 }
 
-inline void expect_backward_like_reference(Context& ctx, const Tolerances& tolerances, const Case& c,
-                                    DType type, bool with_saved) {
+inline void expect_backward_like_reference(Context& ctx, const Tolerances& tolerances,
+                                           const Case& c, DType type, bool with_saved) {
   Context reference(reference_engine());
   Scan actual(c, type), oracle(c, DType::f64);
   if (actual.tokens == 0) return;
@@ -259,7 +260,7 @@ inline void expect_backward_like_reference(Context& ctx, const Tolerances& toler
 
 // The first sequence of a scan, cut into parts that hand on the state.
 inline void expect_split_is_whole(Context& ctx, const Tolerances& tolerances, const Case& whole,
-                           const std::vector<int64_t>& cuts) {
+                                  const std::vector<int64_t>& cuts) {
   Scan scan(whole, DType::f32);
   scan.forward(ctx);
   const std::vector<double> y = scan.y.to_double(), final_state = scan.state.to_double();
@@ -327,7 +328,7 @@ inline void expect_steps_to_round_once(Context& ctx, const Tolerances& tolerance
 }
 
 inline void expect_states_in_bf16(Context& ctx, const Tolerances& tolerances,
-                           std::initializer_list<const std::vector<Case>*> lists) {
+                                  std::initializer_list<const std::vector<Case>*> lists) {
   for (DType type : {DType::f32, DType::bf16}) {
     for (const auto* list : lists)
       for (const Case& c : *list) {
@@ -342,7 +343,7 @@ inline void expect_states_in_bf16(Context& ctx, const Tolerances& tolerances,
 // A sequence's bits, forward and backward, do not depend on its neighbours and its slot. `alone`
 // computes one sequence at a time.
 inline void expect_packed_is_separate(Context& together, Context& alone, const Case& packed,
-                               DType type = DType::f32) {
+                                      DType type = DType::f32) {
   SCOPED_TRACE(::testing::PrintToString(packed) + " " + name_of(type));
   Scan all(packed, type);
   all.forward(together);
@@ -386,7 +387,8 @@ inline void expect_packed_is_separate(Context& together, Context& alone, const C
   }
 }
 
-inline void expect_same_bits(Context& first, Context& second, const Case& c, DType type = DType::f32) {
+inline void expect_same_bits(Context& first, Context& second, const Case& c,
+                             DType type = DType::f32) {
   Scan a(c, type), b(c, type);
   for (auto [scan, ctx] : {std::pair{&a, &first}, {&b, &second}}) {
     scan->forward(*ctx);
@@ -429,7 +431,8 @@ inline void expect_rows_may_repeat(Context& ctx) {
 
 // With a constant input the state must reach B u / |A|: a slow mode shows every error of exp (facts
 // of DESIGN.md, section 8). By `_step` as well when it takes `max_steps` or fewer.
-inline void expect_gain(Context& ctx, const Tolerances& tolerances, double rate, int64_t max_steps) {
+inline void expect_gain(Context& ctx, const Tolerances& tolerances, double rate,
+                        int64_t max_steps) {
   const int64_t chunk = 4096, rounds = static_cast<int64_t>(20 / rate) / chunk + 1;
   TestTensor u(DType::f32, {chunk, 1}), dt(DType::f32, {chunk, 1}), A(DType::f32, {1, 1}),
       bc(DType::f32, {chunk, 1, 1});

@@ -10,8 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "ops/emulated/indices.h"
-
 EmulatedIndex threadIdx, blockIdx;
 
 namespace krait::emulated {
@@ -303,12 +301,6 @@ void start_copy(int to_block, uint32_t to, int bytes, uint32_t barrier,
     fail("a copy to an address outside of shared memory");
   machine->copies.push_back({to_block, to, barrier, bytes, std::move(copy)});
   if (machine->when == Copies::at_once) do_copy(machine->copies.size() - 1);
-}
-
-std::function<const char*()> source_at(uint32_t address, int bytes) {
-  if (address % 16 != 0) fail("a copy that is not aligned");
-  const char* const from = pointer_to(address, bytes);
-  return [from] { return from; };
 }
 
 }  // namespace krait::emulated

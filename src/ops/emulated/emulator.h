@@ -14,6 +14,12 @@
 #include <functional>
 #include <random>
 
+// The running thread's place, under the names that kernels use.
+struct EmulatedIndex {
+  unsigned x = 0, y = 0, z = 0;
+};
+extern EmulatedIndex threadIdx, blockIdx;
+
 namespace krait::emulated {
 
 enum class Copies { at_once, late, random };
@@ -48,7 +54,5 @@ uint32_t from_lane(uint32_t value, int lane);
 // thread's), where they arrive at a barrier.
 void start_copy(int block, uint32_t to, int bytes, uint32_t barrier,
                 std::function<void(char* to)> copy);
-// Of the thread's block, for copies that read it when they happen.
-std::function<const char*()> source_at(uint32_t address, int bytes);
 
 }  // namespace krait::emulated

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "ops/emulated/emulator.h"
-#include "ops/emulated/indices.h"
 
 #undef __device__
 #undef __forceinline__

@@ -1,11 +1,11 @@
 // In place of the header of this name.
 #pragma once
 
-#include <cstdint>
+#include "core/dtype.h"
 
 // (rows, columns) of bf16, in tiles of tile_rows rows.
 struct CUtensorMap {
-  const uint16_t* data;
+  const krait::bf16* data;
   int rows, columns, tile_rows;
 };
 

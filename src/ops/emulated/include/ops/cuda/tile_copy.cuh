@@ -18,7 +18,7 @@ inline void copy_tile(uint32_t to, const CUtensorMap& map, int row, int column, 
     for (int r = 0; r < map.tile_rows; ++r)
       for (int c = 0; c < kTileBytes / 2; ++c) {
         const bool there = row + r < map.rows && column + c < map.columns;
-        const uint16_t x = there ? map.data[int64_t{row + r} * map.columns + column + c] : 0;
+        const bf16 x = there ? map.data[int64_t{row + r} * map.columns + column + c] : bf16();
         std::memcpy(tile + r * kTileBytes + (c / 8 ^ r % 8) * 16 + c % 8 * 2, &x, sizeof x);
       }
   });
@@ -30,11 +30,13 @@ inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier
                        [=](char* there) { std::memcpy(there, from, static_cast<size_t>(bytes)); });
 }
 
+// Reads its source when it happens.
 inline void copy_to_block(int block, uint32_t to, uint32_t from, int bytes, uint32_t barrier) {
-  emulated::start_copy(block, to, bytes, barrier,
-                       [bytes, source = emulated::source_at(from, bytes)](char* there) {
-                         std::memcpy(there, source(), static_cast<size_t>(bytes));
-                       });
+  if (from % 16 != 0) emulated::fail("a copy that is not aligned");
+  const char* const source = emulated::pointer_to(from, bytes);
+  emulated::start_copy(block, to, bytes, barrier, [=](char* there) {
+    std::memcpy(there, source, static_cast<size_t>(bytes));
+  });
 }
 
 }  // namespace krait::cuda

@@ -1,8 +1,7 @@
 // In place of the header of this name: a thread computes its own part of a product at once.
 #pragma once
 
-#include <cstring>
-
+#include "core/dtype.h"
 #include "cuda_words.h"
 
 namespace krait::cuda {
@@ -23,9 +22,7 @@ template <int N>
 void settle(float (&)[N]) {}
 
 inline float bf16_at(uint32_t address) {
-  uint16_t x;
-  std::memcpy(&x, emulated::pointer_to(address, 2), sizeof x);
-  return std::bit_cast<float>(static_cast<uint32_t>(x) << 16);
+  return *reinterpret_cast<const bf16*>(emulated::pointer_to(address, sizeof(bf16)));
 }
 
 template <int N>

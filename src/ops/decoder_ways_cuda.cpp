@@ -1,8 +1,21 @@
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
-#include "ops/decoder_many.h"
+#include "ops/decoder_ways.h"
 
 namespace krait::cuda {
+
+DecoderShape shape_of(const DecoderStep& op) {
+  const DecoderLayer& l = op.layers[0];
+  return {.num_seqs = op.tokens.shape[0],
+          .n_layer = static_cast<int64_t>(op.layers.size()),
+          .d_model = op.norm_f.shape[0],
+          .d_inner = l.D.shape[0],
+          .d_state = l.A.shape[1],
+          .d_conv = l.conv1d_weight.shape[1],
+          .dt_rank = l.dt_proj ? l.dt_proj.shape[1] : 0,
+          .vocab_size = op.head.shape[0],
+          .int8 = op.head.dtype == DType::i8};
+}
 
 bool many_possible(Context& ctx, const DecoderStep& op) {
 #ifdef KRAIT_HAS_SM90A
