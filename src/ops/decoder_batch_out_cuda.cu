@@ -136,7 +136,11 @@ DecoderBatchMachine decoder_batch_machine() {
   DecoderBatchMachine machine;
   for (int blocks = 1; blocks <= kDecoderBatchMaxSplit; ++blocks)
     machine.clusters[static_cast<size_t>(blocks)] =
-        clusters_at_once(decoder_batch_out<kDecoderBatchMaxSeqs, kDecoderBatchMaxGroups>, blocks);
+        clusters_at_once(decoder_batch_out<kDecoderBatchMaxSeqs, kDecoderBatchMaxGroups>,
+                         {.grid = {},
+                          .block = dim3(128 * kDecoderBatchMaxGroups + 64),
+                          .shared_bytes = kDecoderBatchSharedBytes,
+                          .cluster = static_cast<unsigned>(blocks)});
   return machine;
 }
 

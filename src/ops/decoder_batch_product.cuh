@@ -260,28 +260,6 @@ struct BatchShare {
 
 #endif
 
-// How many clusters of so many blocks of this kernel, each with a multiprocessor of its own, run at
-// once.
-template <class Kernel>
-int clusters_at_once(Kernel kernel, int blocks) {
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(128 * kDecoderBatchMaxGroups + 64);
-  config.dynamicSmemBytes = kDecoderBatchSharedBytes;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  int count = 0;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             kDecoderBatchSharedBytes),
-        "asking for shared memory");
-  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess) return count;
-  cudaGetLastError();  // where a cluster of this size does not fit at all
-  return 0;
-}
-
 // The kernel for a plan's sequences and groups: kernel(kSeqs, kGroups), of integral constants.
 template <class Kernels>
 auto kernel_of(const DecoderBatchProduct& plan, Kernels kernel) {
@@ -300,9 +278,7 @@ template <class Kernel, class Args>
 void launch_batch_product(const State& gpu, const char* name, Kernel kernel,
                           const DecoderBatchProduct& plan, const Tensor& weights,
                           const Tensor& vectors, const Args& args) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             kDecoderBatchSharedBytes),
-        "asking for shared memory");
+  allow(kernel, kDecoderBatchSharedBytes, static_cast<unsigned>(plan.split));
   launch_dependent(gpu, name, kernel,
                    {.grid = dim3(static_cast<unsigned>(plan.blocks())),
                     .block = static_cast<unsigned>(plan.threads()),

@@ -13,7 +13,7 @@ namespace {
 
 DecoderClusterPlan plan_of(Context& ctx, const DecoderStep& op) {
   const size_t shared_bytes = state_of(ctx).shared_bytes_per_block;
-  static const int clusters = clusters_at_once(shared_bytes);
+  static const int clusters = decoder_clusters_at_once(shared_bytes);
   return plan_decoder_cluster(shape_of(op), static_cast<int>(size_of(op.layers[0].ssm.dtype)),
                               clusters, shared_bytes);
 }

@@ -34,39 +34,18 @@ auto kernel_for(int seqs) {
                       : decoder_cluster_layers<24, S>;
 }
 
-template <class Kernel>
-void allow(Kernel kernel, size_t shared_bytes) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-        "asking for large clusters");
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        "asking for shared memory");
-}
-
 }  // namespace
 
-int clusters_at_once(size_t shared_bytes) {
-  const auto kernel = kernel_for<float>(kClusterMaxSeqs);
-  allow(kernel, shared_bytes);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kClusterBlocks, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(kClusterBlocks);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  int count = 0;
-  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess) return count;
-  cudaGetLastError();  // where such a cluster does not fit at all
-  return 0;
+int decoder_clusters_at_once(size_t shared_bytes) {
+  return clusters_at_once(
+      kernel_for<float>(kClusterMaxSeqs),
+      {.grid = {}, .block = kThreads, .shared_bytes = shared_bytes, .cluster = kClusterBlocks});
 }
 
 void launch_decoder_cluster(const State& gpu, const DecoderClusterArgs& args, bool bf16_states) {
   const auto launch = [&](auto kernel) {
     const auto shared_bytes = static_cast<size_t>(args.cut.shared.bytes) + kClusterAlignment;
-    allow(kernel, shared_bytes);
+    allow(kernel, shared_bytes, kClusterBlocks);
     launch_dependent(gpu, "decoder_cluster_layers", kernel,
                      {.grid = dim3(static_cast<unsigned>(args.cut.clusters * kClusterBlocks)),
                       .block = kThreads,

@@ -7,7 +7,7 @@
 namespace krait::cuda {
 
 // Clusters of kClusterBlocks blocks that run at once on the current GPU.
-int clusters_at_once(size_t shared_bytes);
+int decoder_clusters_at_once(size_t shared_bytes);
 void launch_decoder_cluster(const State&, const DecoderClusterArgs&, bool bf16_states);
 
 }  // namespace krait::cuda

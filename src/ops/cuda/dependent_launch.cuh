@@ -31,6 +31,37 @@ struct LaunchShape {
   unsigned cluster = 1;  // blocks along x that share their shared memory; from 9.0 on
 };
 
+// Before launches of up to so much shared memory, by clusters of so many blocks.
+template <class Kernel>
+void allow(Kernel kernel, size_t shared_bytes, unsigned cluster) {
+  constexpr unsigned kPortable = 8;  // blocks of a cluster
+  if (cluster > kPortable)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "asking for large clusters");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        "asking for shared memory");
+}
+
+// How many clusters of such blocks run at once; 0 where a cluster of this size does not fit at all.
+template <class Kernel>
+int clusters_at_once(Kernel kernel, const LaunchShape& shape) {
+  allow(kernel, shape.shared_bytes, shape.cluster);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {shape.cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(shape.cluster);
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
 // The kernel calls wait_for_earlier_work in every thread.
 template <class... Parameters, class... Arguments>
 void launch_dependent(const State& gpu, const char* name, void (*kernel)(Parameters...),
