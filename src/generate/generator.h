@@ -23,7 +23,7 @@ namespace krait {
 // Tokens that go through the model at once: as many as keep the machine busy and no more, since
 // they take memory.
 inline int64_t prefill_chunk(const Engine& engine) {
-  return engine.memory().on_host() ? 512 : 16384;
+  return engine.memory().on_host() ? 512 : 32768;
 }
 
 // Latest tokens that the repetition penalty can look back at.

@@ -3,6 +3,7 @@
 #include "core/error.h"
 #include "model/model_test.h"
 #include "ops/recordings.h"
+#include "ops/selective_scan.h"
 
 namespace krait {
 namespace {
@@ -180,6 +181,25 @@ TEST(ModelCuda, TokenByTokenIsTheWhole) {
       }
       EXPECT_TRUE(close(logits, whole.logits, 3e-6)) << config.d_model;
     }
+  });
+}
+
+// Nine stages, of which the fifth ends the first sequence and begins the second.
+TEST(ModelCuda, LongSequencesGoInStages) {
+  on_cuda([](Context& gpu) {
+    Context cpu(cpu_engine());
+    const Config config = make_config(40, 64, 18);
+    const Sequences sequences = {random_tokens(10000, config.vocab_size, 60),
+                                 random_tokens(8300, config.vocab_size, 61)};
+    ASSERT_EQ(selective_scan_stage(gpu, 18300, 2, config.d_inner, config.d_state), 2048);
+    const Inference expected = infer(cpu, config, DType::f32, sequences);
+    const Inference actual = infer(gpu, config, DType::f32, sequences);
+    EXPECT_TRUE(close(actual.logits, expected.logits, kF32));
+    EXPECT_TRUE(close(actual.conv, expected.conv, kF32));
+    EXPECT_TRUE(close(actual.ssm, expected.ssm, kF32));
+    const Inference again = infer(gpu, config, DType::f32, sequences);
+    EXPECT_EQ(again.logits, actual.logits);
+    EXPECT_EQ(again.ssm, actual.ssm);
   });
 }
 

@@ -1,8 +1,9 @@
 #include "model/language_model.h"
 
+#include <algorithm>
 #include <string>
 
-#include "model/mamba_block.h"
+#include "model/pass.h"
 #include "ops/cross_entropy.h"
 #include "ops/decoder_step.h"
 #include "ops/elementwise.h"
@@ -10,6 +11,7 @@
 #include "ops/engine.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
+#include "ops/selective_scan.h"
 
 namespace krait {
 
@@ -22,253 +24,133 @@ void check_tokens(std::span<const int32_t> tokens, int64_t vocab_size) {
 
 namespace {
 
-DType full_precision(const Weights& w) { return w.dtype == DType::f64 ? DType::f64 : DType::f32; }
-DType residual_dtype(const Weights& w) {
-  return w.config.residual_in_fp32 ? full_precision(w) : w.dtype;
-}
-
-// Where the host can look.
-void check_input(const Context& ctx, const Weights& w, const Tensor& tokens) {
-  if (ctx.memory().on_host())
-    check_tokens({tokens.ptr<int32_t>(), static_cast<size_t>(tokens.shape[0])},
-                 w.config.vocab_size);
-}
-
-void check_state(const Weights& w, const DecodeState& state) {
-  KRAIT_CHECK(state.dtype() == full_precision(w) || state.dtype() == DType::bf16,
-              std::string("the state is ") + name_of(state.dtype()));
-  KRAIT_CHECK(state.matches(w.config), "the state belongs to another model");
-}
-
-BlockArguments block_of(const Weights& w, int64_t layer, const PackedTokens& input,
-                        const DecodeState* state) {
-  return {.config = w.config,
-          .parameters = w.parameters.layers[static_cast<size_t>(layer)],
-          .A = w.A.slice(0, layer, layer + 1).reshape({w.config.d_inner, w.config.d_state}),
-          .seq_start = input.seq_start,
-          .slot = input.slot,
-          .conv = state ? state->conv(layer) : Tensor(),
-          .ssm = state ? state->ssm(layer) : Tensor()};
-}
-
 // Inference: one set of activations for all layers, the residual stream in place.
-template <class Block>
-void run(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState* state,
-         const Tensor& hidden, Block block) {
-  const Config& c = w.config;
-  check_input(ctx, w, input.tokens);
-  if (state) check_state(w, *state);
-  const int64_t tokens = input.tokens.shape[0];
-  Arena& arena = ctx.workspace();
-  const Arena::Scope scope(arena);
-  const Tensor residual = arena.tensor(residual_dtype(w), {tokens, c.d_model});
-  const Tensor m = arena.tensor(w.dtype, {tokens, c.d_model});
-  const BlockActivations a = allocate_activations(ctx, c, w.dtype, tokens);
-  embedding_fwd(ctx, {.tokens = input.tokens, .weight = w.parameters.embedding, .y = residual});
-  const auto norm = [&](const Tensor& weight, const Tensor& x, const Tensor& y) {
-    rms_norm_fwd(ctx, {.x = x,
-                       .residual_in = residual,
-                       .residual_out = x ? residual : Tensor(),
-                       .weight = weight,
-                       .y = y,
-                       .rstd = {},
-                       .eps = c.norm_eps});
-  };
-  for (int64_t layer = 0; layer < c.n_layer; ++layer) {
-    const BlockArguments arguments = block_of(w, layer, input, state);
-    norm(arguments.parameters.norm, layer > 0 ? m : Tensor(), a.n);
-    block(ctx, arguments, a, m);
-  }
-  norm(w.parameters.norm_f, m, hidden);
-}
-
-// What the forward pass of a training step leaves for the backward pass. When it computes anything
-// again, every other tensor of the residual stream is kept; the one behind it is that plus the
-// block's output m, in half the memory.
-struct Saved {
-  Tensor residual;   // (tokens, d_model)  R  the block's input before the norm; shared if not kept
-  Tensor rstd;       // (tokens)
-  Tensor m;          // (tokens, d_model)  T  the block's output; shared if not kept
-  Tensor conv, ssm;  // the layer's state before the step; none without state
-  BlockActivations a;  // n and y are shared, and what is computed again
-};
-
-class TrainingStep {
+class Inference {
  public:
-  TrainingStep(Context& ctx, const Weights& w, const TrainingBatch& batch,
-               const Parameters& gradients)
-      : ctx_(ctx), arena_(ctx.workspace()), w_(w), batch_(batch), gradients_(gradients) {}
+  Inference(Context& ctx, const Weights& w, const PackedTokens& input, DecodeState* state)
+      : ctx_(ctx), scope_(ctx.workspace()), w_(w), input_(input), state_(state) {
+    check_input(ctx, w, input.tokens);
+    if (state) check_state(w, *state);
+    Arena& arena = ctx.workspace();
+    residual_ = arena.tensor(residual_dtype(w), {tokens(), w.config.d_model});
+    m_ = arena.tensor(w.dtype, {tokens(), w.config.d_model});
+    a_ = allocate_activations(ctx, w.config, w.dtype, tokens());
+    embedding_fwd(ctx, {.tokens = input.tokens, .weight = w.parameters.embedding, .y = residual_});
+  }
 
-  void run(const Tensor& loss) {
-    const Arena::Scope scope(arena_);
-    forward();
-    head(loss);
-    for (int64_t layer = w_.config.n_layer - 1; layer >= 0; --layer) backward(layer);
-    embedding_bwd(ctx_, embedding(), {.dy = dresidual_, .dweight = gradients_.embedding});
+  void step(const Tensor& hidden) {
+    const Stage all = rows(0, tokens());
+    for (int64_t layer = 0; layer < w_.config.n_layer; ++layer) {
+      norm(ctx_, all, layer);
+      block_step(ctx_, block(all, layer), all.a, all.m);
+    }
+    norm_f(hidden);
+  }
+
+  // Stage after stage through the layers, each a layer behind the one before it, from which it
+  // needs the layer's state only. So several stages' products and, behind them all, scans run side
+  // by side: a product leaves no room for a scan beside it.
+  void forward(const Tensor& hidden) {
+    const std::vector<Stage> stages = cut();
+    const int64_t count = static_cast<int64_t>(stages.size()), n_layer = w_.config.n_layer;
+    for (int64_t round = 0; round < n_layer + count - 1; ++round) {
+      const int64_t first = std::max<int64_t>(0, round - n_layer + 1),
+                    last = std::min(round, count - 1);
+      const auto stage = [&](int64_t i) -> const Stage& { return stages[static_cast<size_t>(i)]; };
+      const int beside = static_cast<int>(last - first + 1);
+      ctx_.side_by_side(beside, [&](Context& side, int k) {
+        const int64_t i = first + k;
+        norm(side, stage(i), round - i);
+        block_inputs(side, block(stage(i), round - i), stage(i).a);
+      });
+      ctx_.side_by_side(beside, [&](Context& side, int k) {
+        const int64_t i = first + k;
+        block_scan(side, block(stage(i), round - i), stage(i).a, beside);
+      });
+      for (int64_t i = first; i <= last; ++i)
+        block_output(ctx_, block(stage(i), round - i), stage(i).a, stage(i).m);
+    }
+    norm_f(hidden);
   }
 
  private:
-  int64_t tokens() const { return batch_.input.tokens.shape[0]; }
-  Tensor activation(DType dtype) { return arena_.tensor(dtype, {tokens(), w_.config.d_model}); }
-  Embedding embedding() const {
-    return {
-        .tokens = batch_.input.tokens, .weight = w_.parameters.embedding, .y = saved_[0].residual};
-  }
-  RmsNorm norm_op(size_t i, const Tensor& y) const {
-    const int64_t layer = static_cast<int64_t>(i);
-    return {
-        .x = layer > 0 ? saved_[i - 1].m : Tensor(),
-        .residual_in = saved_[i > 0 ? i - 1 : 0].residual,
-        .residual_out = saved_[i].residual,
-        .weight = layer < w_.config.n_layer ? w_.parameters.layers[i].norm : w_.parameters.norm_f,
-        .y = y,
-        .rstd = saved_[i].rstd,
-        .eps = w_.config.norm_eps};
-  }
-  Tensor keep(const Tensor& t) {
-    Tensor copy = t;
-    copy.data = arena_.allocate(t.bytes());
-    copy_elements(ctx_, t, copy);
-    return copy;
+  // Some of the tokens.
+  struct Stage {
+    Tensor residual, m, seq_start;
+    BlockActivations a;
+  };
+
+  int64_t tokens() const { return input_.tokens.shape[0]; }
+
+  Stage rows(int64_t begin, int64_t end) const {
+    return {residual_.slice(0, begin, end), m_.slice(0, begin, end), input_.seq_start,
+            rows_of(a_, begin, end)};
   }
 
-  bool keeps_residual(size_t i) const { return batch_.recompute == Recompute::none || i % 2 == 0; }
-  // Its output, from which the stream behind the block comes that is not kept.
-  bool keeps_output(size_t i) const { return batch_.recompute != Recompute::none && i % 2 == 0; }
-
-  void allocate() {
-    const Config& c = w_.config;
-    const bool none = batch_.recompute == Recompute::none,
-               full = batch_.recompute == Recompute::full;
-    m_ = activation(w_.dtype);
-    shared_ = allocate_inputs(ctx_, c, w_.dtype, tokens());
-    shared_.y = arena_.tensor(w_.dtype, {tokens(), c.d_inner});
-    if (full) shared_ = allocate_products(ctx_, c, shared_, /*saved=*/false);
-    const Tensor residual = none ? Tensor() : activation(residual_dtype(w_));
-    saved_.resize(static_cast<size_t>(c.n_layer) + 1);
-    for (size_t i = 0; i < saved_.size(); ++i) {
-      Saved& s = saved_[i];
-      s.residual = keeps_residual(i) ? activation(residual_dtype(w_)) : residual;
-      s.rstd = arena_.tensor(full_precision(w_), {tokens()});
-      if (i + 1 == saved_.size()) continue;  // norm_f's
-      s.m = keeps_output(i) ? activation(w_.dtype) : m_;
-      s.a = full ? shared_ : allocate_products(ctx_, c, shared_, /*saved=*/true);
-      if (none && i > 0) allocate_scan_inputs(ctx_, c, s.a);  // the first one has the shared ones
+  // One stage where nothing carries a sequence from stage to stage exactly, where a row's bits must
+  // not depend on what is beside it, and where layers are too few for many stages to meet.
+  std::vector<Stage> cut() {
+    const int64_t num_seqs = input_.seq_start.shape[0] - 1;
+    int64_t each = tokens();
+    if (state_ && state_->dtype() == full_precision(w_) && !ctx_.batch_invariant)
+      each = selective_scan_stage(ctx_, tokens(), num_seqs, w_.config.d_inner, w_.config.d_state);
+    if (2 * tokens() > w_.config.n_layer * each) each = tokens();
+    if (each == tokens()) return {rows(0, tokens())};
+    std::vector<Stage> stages;
+    for (int64_t begin = 0; begin < tokens(); begin += each) {
+      const int64_t end = std::min(begin + each, tokens());
+      stages.push_back(rows(begin, end));
+      stages.back().seq_start = ctx_.workspace().tensor(DType::i32, {num_seqs + 1});
+      clip_offsets(ctx_, input_.seq_start, begin, end, stages.back().seq_start);
     }
+    return stages;
   }
 
-  void forward() {
-    allocate();
-    embedding_fwd(ctx_, embedding());
-    for (int64_t layer = 0; layer < w_.config.n_layer; ++layer) {
-      Saved& s = saved_[static_cast<size_t>(layer)];
-      rms_norm_fwd(ctx_, norm_op(static_cast<size_t>(layer), s.a.n));
-      const BlockArguments block = block_of(w_, layer, batch_.input, batch_.state);
-      if (batch_.state) {
-        s.conv = keep(block.conv);
-        s.ssm = keep(block.ssm);
-      }
-      block_forward(ctx_, block, s.a, s.m);
-    }
-    hidden_ = shared_.n;  // free behind the last block
-    rms_norm_fwd(ctx_, norm_op(saved_.size() - 1, hidden_));
+  BlockArguments block(const Stage& stage, int64_t layer) const {
+    PackedTokens input = input_;
+    input.seq_start = stage.seq_start;
+    return block_of(w_, layer, input, state_);
   }
 
-  // Loss and the gradient of everything from the last block's output on.
-  void head(const Tensor& loss) {
-    const Tensor dhidden = activation(w_.dtype);
-    const Tensor& dweight = gradients_.head();
-    cross_entropy_bwd(
-        ctx_,
-        {.x = hidden_, .weight = w_.parameters.head(), .targets = batch_.targets, .loss = loss},
-        {.scale = batch_.loss_scale,
-         .dx = dhidden,
-         .dweight = dweight,
-         .add_dweight = !batch_.fresh});
-    dresidual_ = activation(residual_dtype(w_));
-    fill_zero(ctx_, dresidual_);
-    dm_ = dresidual_.dtype == w_.dtype ? dresidual_ : m_;
-    dn_ = dhidden;
-    norm_backward(saved_.size() - 1, gradients_.norm_f, {});
+  // Adds what the layer before left in m to the residual stream.
+  void norm(Context& ctx, const Tensor& residual, const Tensor& m, const Tensor& weight,
+            const Tensor& y) {
+    rms_norm_fwd(ctx, {.x = m,
+                       .residual_in = residual,
+                       .residual_out = m ? residual : Tensor(),
+                       .weight = weight,
+                       .y = y,
+                       .rstd = {},
+                       .eps = w_.config.norm_eps});
   }
-
-  // The block's input once more, where it is not kept, and its normed input.
-  void norm_again(size_t i) {
-    RmsNorm op = norm_op(i, saved_[i].a.n);
-    if (keeps_residual(i)) {
-      op.x = op.residual_out = op.rstd = {};
-      op.residual_in = saved_[i].residual;
-    }
-    rms_norm_fwd(ctx_, op);
+  void norm(Context& ctx, const Stage& stage, int64_t layer) {
+    norm(ctx, stage.residual, layer > 0 ? stage.m : Tensor(),
+         w_.parameters.layers[static_cast<size_t>(layer)].norm, stage.a.n);
   }
-
-  // From dn_ and dresidual_ of this norm's output to those of its inputs; dm_ gets the copy that
-  // out_proj's gradient reads. y: gets its output once more, or none.
-  void norm_backward(size_t i, const Tensor& dweight, const Tensor& y) {
-    const bool copy = i > 0 && dm_.data != dresidual_.data;
-    rms_norm_bwd(ctx_, norm_op(i, {}),
-                 {.dy = dn_,
-                  .dresidual = dresidual_,
-                  .dx = copy ? dm_ : Tensor(),
-                  .dweight = dweight,
-                  .y = y});
-  }
-
-  void backward(int64_t layer) {
-    const size_t i = static_cast<size_t>(layer);
-    BlockArguments block = block_of(w_, layer, batch_.input, nullptr);
-    block.conv = saved_[i].conv;
-    block.ssm = saved_[i].ssm;
-    // Where the block's input is kept and nothing else reads the normed one, the norm's backward
-    // pass gives that besides.
-    const bool none = batch_.recompute == Recompute::none;
-    if (!none) {
-      norm_again(i);
-      block_recompute(ctx_, block, saved_[i].a, /*products=*/batch_.recompute == Recompute::full);
-    }
-    block_backward(
-        ctx_, block, saved_[i].a,
-        {.parameters = gradients_.layers[i],
-         .dm = dm_,
-         .dn = dn_,
-         .dconv = batch_.dstate ? batch_.dstate->conv(layer) : Tensor(),
-         .dssm = batch_.dstate ? batch_.dstate->ssm(layer) : Tensor(),
-         .fresh = batch_.fresh},
-        [&] { norm_backward(i, gradients_.layers[i].norm, none ? saved_[i].a.n : Tensor()); });
-  }
+  void norm_f(const Tensor& hidden) { norm(ctx_, residual_, m_, w_.parameters.norm_f, hidden); }
 
   Context& ctx_;
-  Arena& arena_;
+  const Arena::Scope scope_;
   const Weights& w_;
-  const TrainingBatch& batch_;
-  const Parameters& gradients_;
-  std::vector<Saved> saved_;  // one per block, and norm_f's
-  BlockActivations shared_;   // by all blocks
-  Tensor m_;                  // (tokens, d_model)  T  outputs that are not kept; then dm_
-  Tensor hidden_;             // (tokens, d_model)  T
-  Tensor dresidual_;  // (tokens, d_model)  R  gradient of the residual stream where the backward
-                      // pass stands
-  Tensor dm_, dn_;    // (tokens, d_model)  T  of a block's output and of its normed input
+  const PackedTokens& input_;
+  DecodeState* state_;
+  Tensor residual_;  // (tokens, d_model)  R
+  Tensor m_;         // (tokens, d_model)  T  a block's output
+  BlockActivations a_;
 };
 
 }  // namespace
 
-Recompute recompute_from_name(const std::string& name) {
-  if (name == "none") return Recompute::none;
-  if (name == "light") return Recompute::light;
-  if (name == "full") return Recompute::full;
-  throw Error("unknown level", "recompute", "none, light or full", in_quotes(name));
-}
-
 void forward(Context& ctx, const Weights& weights, const PackedTokens& input, DecodeState* state,
              const Tensor& hidden) {
   KRAIT_CHECK(input.seq_start.rank == 1);
-  run(ctx, weights, input, state, hidden, block_forward);
+  Inference(ctx, weights, input, state).forward(hidden);
 }
 
 void step(Context& ctx, const Weights& weights, const Tensor& tokens, const Tensor& slot,
           DecodeState& state, const Tensor& hidden) {
-  run(ctx, weights, {.tokens = tokens, .seq_start = {}, .slot = slot}, &state, hidden, block_step);
+  const PackedTokens input = {.tokens = tokens, .seq_start = {}, .slot = slot};
+  Inference(ctx, weights, input, &state).step(hidden);
 }
 
 void logits(Context& ctx, const Weights& weights, const Tensor& hidden, const Tensor& out) {
@@ -347,24 +229,6 @@ void score(Context& ctx, const Weights& weights, const PackedTokens& input, cons
                           .targets = targets,
                           .loss = loss,
                           .weight_scale = weights.parameters.head_scale});
-}
-
-void forward_backward(Context& ctx, const Weights& weights, const TrainingBatch& batch,
-                      const Parameters& gradients, const Tensor& loss) {
-  check_input(ctx, weights, batch.input.tokens);
-  KRAIT_CHECK(!batch.dstate || batch.state, "dstate needs state");
-  for (const DecodeState* state : {batch.state, batch.dstate}) {
-    if (!state) continue;
-    check_state(weights, *state);
-    KRAIT_CHECK(state->dtype() == full_precision(weights), "training is in full precision");
-  }
-  TrainingStep(ctx, weights, batch, gradients).run(loss);
-}
-
-void clear_added(Context& ctx, const Config& config, const ParameterStore& gradients) {
-  fill_zero(ctx, gradients.behind_matrices());
-  // A tied embedding's is the head's, too.
-  if (!config.tie_embeddings) fill_zero(ctx, gradients.parameters().embedding);
 }
 
 }  // namespace krait

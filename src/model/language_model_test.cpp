@@ -91,6 +91,45 @@ TEST_P(LanguageModel, PackedSequencesDoNotSeeEachOther) {
   EXPECT_TRUE(close(next, expected, tolerance));
 }
 
+// Stages of ten tokens, which cut sequences anywhere; one after the other, and in contexts of their
+// own.
+TEST_P(LanguageModel, StagesThroughTheLayersGiveTheSame) {
+  Config deep = config;
+  deep.n_layer = 10;
+  const TrainableModel deep_model = random_trainable(ctx, deep, GetParam().dtype);
+  std::vector<std::vector<int32_t>> sequences;
+  for (int64_t length : {5, 0, 1, 27, 10, 4})
+    sequences.push_back(random_tokens(length, deep.vocab_size, static_cast<uint64_t>(length)));
+  const Packed all = packed(sequences, {4, 0, 1, 3, 2, 5});
+  const auto run_on = [&](const Engine& engine) {
+    Context other(engine, 1);
+    DecodeState state(deep, 6, full);
+    std::vector<double> values;
+    for (int chunk = 0; chunk < 2; ++chunk)  // the second goes on from the first one's states
+      append(values, logits_of(other, deep_model.weights(), all.view(), &state));
+    for (int64_t layer = 0; layer < deep.n_layer; ++layer) {
+      append(values, to_double(state.conv(layer)));
+      append(values, to_double(state.ssm(layer)));
+    }
+    return values;
+  };
+  static int64_t asked, followed;
+  asked = followed = 0;
+  Engine staged = ctx.engine();
+  staged.scan_stage = [](Context&, int64_t, int64_t, int64_t, int64_t) {
+    ++asked;
+    return int64_t{10};
+  };
+  const std::vector<double> expected = run_on(ctx.engine());
+  EXPECT_TRUE(close(run_on(staged), expected, tolerance));
+  EXPECT_EQ(asked, 2);
+  staged.follow = [](Context&, const std::shared_ptr<void>&) { ++followed; };
+  EXPECT_TRUE(close(run_on(staged), expected, tolerance));
+  // Of 14 rounds 1, 2, 3, 4 stages meet at the beginning and the end, five in between: each piece
+  // of more than one follows the beginning and is followed, before the scans and in them.
+  EXPECT_EQ(followed, 2 * 2 * 2 * (2 * (2 + 3 + 4) + 6 * 5));
+}
+
 TEST_P(LanguageModel, AStateIsAValue) {
   DecodeState state(config, 2, full);
   const Packed prompt = packed({random_tokens(30, config.vocab_size, 5)});

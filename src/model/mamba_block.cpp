@@ -95,16 +95,6 @@ void project(Context& ctx, const BlockArguments& block, const BlockActivations& 
         {.x = Projections(block.config, a.x_dbl).dt, .weight = p.dt_proj, .bias = {}, .y = a.dt});
 }
 
-void project_output(Context& ctx, const BlockArguments& block, const BlockActivations& a,
-                    const Tensor& m) {
-  const LayerParameters& p = block.parameters;
-  linear_fwd(ctx, {.x = a.y,
-                   .weight = p.out_proj,
-                   .bias = p.out_proj_bias,
-                   .y = m,
-                   .weight_scale = p.out_proj_scale});
-}
-
 }  // namespace
 
 BlockActivations allocate_inputs(Context& ctx, const Config& c, DType dtype, int64_t tokens) {
@@ -148,11 +138,42 @@ BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype
   return a;
 }
 
+BlockActivations rows_of(const BlockActivations& a, int64_t begin, int64_t end) {
+  const auto rows = [&](const Tensor& t) { return t ? t.slice(0, begin, end) : t; };
+  return {.n = rows(a.n),
+          .xz = rows(a.xz),
+          .u = rows(a.u),
+          .x_dbl = rows(a.x_dbl),
+          .dt = rows(a.dt),
+          .y = rows(a.y),
+          .saved = {}};
+}
+
+void block_inputs(Context& ctx, const BlockArguments& block, const BlockActivations& a) {
+  project(ctx, block, a, causal_conv1d_fwd);
+}
+
+void block_scan(Context& ctx, const BlockArguments& block, const BlockActivations& a, int beside) {
+  SelectiveScan op = scan_op(block, a);
+  op.beside = beside;
+  selective_scan_fwd(ctx, op);
+}
+
+void block_output(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                  const Tensor& m) {
+  const LayerParameters& p = block.parameters;
+  linear_fwd(ctx, {.x = a.y,
+                   .weight = p.out_proj,
+                   .bias = p.out_proj_bias,
+                   .y = m,
+                   .weight_scale = p.out_proj_scale});
+}
+
 void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                    const Tensor& m) {
-  project(ctx, block, a, causal_conv1d_fwd);
-  selective_scan_fwd(ctx, scan_op(block, a));
-  project_output(ctx, block, a, m);
+  block_inputs(ctx, block, a);
+  block_scan(ctx, block, a);
+  block_output(ctx, block, a, m);
 }
 
 void block_step(Context& ctx, const BlockArguments& block, const BlockActivations& a,
@@ -169,7 +190,7 @@ void block_step(Context& ctx, const BlockArguments& block, const BlockActivation
     scan.settled = true;  // x_proj's product comes before it
   }
   selective_scan_step(ctx, scan);
-  project_output(ctx, block, a, m);
+  block_output(ctx, block, a, m);
 }
 
 void block_recompute(Context& ctx, const BlockArguments& block, const BlockActivations& a,

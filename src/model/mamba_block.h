@@ -39,6 +39,8 @@ struct BlockActivations {
 // What inference needs: y takes the place of x in xz, and there is no `saved`.
 BlockActivations allocate_activations(Context& ctx, const Config& config, DType dtype,
                                       int64_t tokens);
+// Those of some tokens, without `saved`.
+BlockActivations rows_of(const BlockActivations& a, int64_t begin, int64_t end);
 // n, u and dt. Blocks of a training step share n; u and dt too, when these are computed again.
 BlockActivations allocate_inputs(Context& ctx, const Config& config, DType dtype, int64_t tokens);
 void allocate_scan_inputs(Context& ctx, const Config& config, BlockActivations& a);  // u and dt
@@ -50,6 +52,13 @@ BlockActivations allocate_products(Context& ctx, const Config& config,
 // m: (tokens, d_model) T, written. The state, where there is one, is advanced.
 void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                    const Tensor& m);
+// Its three parts: all before the scan, the scan, all behind it. beside: so many blocks' scans run
+// at once (Context::side_by_side).
+void block_inputs(Context& ctx, const BlockArguments& block, const BlockActivations& a);
+void block_scan(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                int beside = 1);
+void block_output(Context& ctx, const BlockArguments& block, const BlockActivations& a,
+                  const Tensor& m);
 // The same for one token of each sequence; the state is needed.
 void block_step(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                 const Tensor& m);

@@ -12,4 +12,22 @@ Context::Context(const Engine& engine, int threads)
 
 Memory& Context::memory() const { return engine_->memory(); }
 
+void Context::side_by_side(int count, const std::function<void(Context&, int)>& work) {
+  if (!engine_->follow || count == 1) {
+    for (int i = 0; i < count; ++i) work(*this, i);
+    return;
+  }
+  while (sides_.size() < static_cast<size_t>(count))
+    sides_.push_back({std::make_unique<Context>(*engine_, threads_), nullptr});
+  engine_->mark(*this, begin_);
+  for (int i = 0; i < count; ++i) {
+    Side& side = sides_[static_cast<size_t>(i)];
+    side.context->batch_invariant = batch_invariant;
+    engine_->follow(*side.context, begin_);
+    work(*side.context, i);
+    engine_->mark(*side.context, side.done);
+    engine_->follow(*this, side.done);
+  }
+}
+
 }  // namespace krait

@@ -4,7 +4,9 @@
 // enters OpenMP.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "core/arena.h"
 
@@ -26,6 +28,12 @@ class Context {
   // (docs/numerics.md); slower.
   bool batch_invariant = false;
 
+  // Pieces of work that do not depend on each other, work(context, i) for i in [0, count). Where
+  // the engine's contexts can work side by side (Engine::follow), each gets a context of its own,
+  // which begins behind all that was queued here before, and what is queued here later comes behind
+  // them all; else one is done after the other. A piece's scratch memory is its context's.
+  void side_by_side(int count, const std::function<void(Context&, int)>& work);
+
   // Made by the engine on first use, owned here.
   template <class T>
   T& engine_state() {
@@ -38,6 +46,13 @@ class Context {
   int threads_;
   std::shared_ptr<void> engine_state_;
   Arena workspace_;
+
+  struct Side {
+    std::unique_ptr<Context> context;
+    std::shared_ptr<void> done;  // behind its last piece of work
+  };
+  std::vector<Side> sides_;
+  std::shared_ptr<void> begin_;  // where the last pieces of work began
 };
 
 }  // namespace krait

@@ -87,6 +87,11 @@ void global_norm_later(Context&, const GlobalNorm& op) {
   });
 }
 
+void clip_offsets_later(Context&, const Tensor& offsets, int64_t begin, int64_t end,
+                        const Tensor& clipped) {
+  add([=] { cpu_engine().clip_offsets(executor(), offsets, begin, end, clipped); });
+}
+
 std::shared_ptr<void> record(Context&, const std::function<void()>& body) {
   auto made = std::make_shared<Recording>();
   recording = made.get();
@@ -133,6 +138,7 @@ Engine make_engine() {
   e.negative_exp = Later<&Engine::negative_exp>::run;
   e.add_product = Later<&Engine::add_product>::run;
   e.sum_elements = Later<&Engine::sum_elements>::run;
+  e.clip_offsets = clip_offsets_later;
   e.sample_tokens = Later<&Engine::sample_tokens>::run;
   return e;
 }

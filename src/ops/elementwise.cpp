@@ -1,5 +1,7 @@
 #include "ops/elementwise.h"
 
+#include <limits>
+
 #include "ops/check.h"
 #include "ops/engine.h"
 
@@ -59,6 +61,15 @@ void sum_elements(Context& ctx, const Tensor& x, const Tensor& sum) {
   KRAIT_CHECK(x.contiguous() && x.dtype == DType::f32, shape_string(x));
   check_tensor(sum, "sum", DType::f64, {1});
   if (x.size() > 0) ctx.engine().sum_elements(ctx, x, sum);
+}
+
+void clip_offsets(Context& ctx, const Tensor& offsets, int64_t begin, int64_t end,
+                  const Tensor& clipped) {
+  check_tensor(offsets, "offsets", DType::i32, {-1});
+  check_tensor(clipped, "clipped", DType::i32, {offsets.shape[0]});
+  check_pair(offsets, clipped);
+  KRAIT_CHECK(0 <= begin && begin <= end && end <= std::numeric_limits<int32_t>::max());
+  if (offsets.size() > 0) ctx.engine().clip_offsets(ctx, offsets, begin, end, clipped);
 }
 
 }  // namespace krait

@@ -22,4 +22,9 @@ void add_product(Context&, const Tensor& x, const Tensor& y, const Tensor& sum);
 // sum (1) f64 += the sum of all of x (f32), which is taken in double and in a fixed order.
 void sum_elements(Context&, const Tensor& x, const Tensor& sum);
 
+// clipped[i] = offsets[i] moved into [begin, end], minus begin; i32: where a batch's sequences lie
+// in the tokens from begin to end. Those that are not there are empty.
+void clip_offsets(Context&, const Tensor& offsets, int64_t begin, int64_t end,
+                  const Tensor& clipped);
+
 }  // namespace krait

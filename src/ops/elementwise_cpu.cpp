@@ -44,4 +44,9 @@ void sum_elements(Context&, const Tensor& x, const Tensor& sum) {
   *sum.ptr<double>() += total;
 }
 
+void clip_offsets(Context& ctx, const Tensor& offsets, int64_t begin, int64_t end,
+                  const Tensor& clipped) {
+  reference::clip_offsets(ctx, offsets, begin, end, clipped);  // a few
+}
+
 }  // namespace krait::cpu

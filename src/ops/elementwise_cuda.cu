@@ -108,4 +108,15 @@ void sum_elements(Context& ctx, const Tensor& x, const Tensor& sum) {
   launch_double_sum_finish(stream, partial, pieces, AddTo{sum.ptr<double>()});
 }
 
+void clip_offsets(Context& ctx, const Tensor& offsets, int64_t begin, int64_t end,
+                  const Tensor& clipped) {
+  const int32_t* in = offsets.ptr<int32_t>();
+  int32_t* out = clipped.ptr<int32_t>();
+  const int32_t low = static_cast<int32_t>(begin), high = static_cast<int32_t>(end);
+  for_each_element(ctx, {&clipped, &offsets}, "clip_offsets", [=] __device__(auto V, int64_t i) {
+#pragma unroll
+    for (int k = 0; k < V; ++k) out[i + k] = min(max(in[i + k], low), high) - low;
+  });
+}
+
 }  // namespace krait::cuda

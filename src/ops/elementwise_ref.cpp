@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -47,6 +48,13 @@ void sum_elements(Context&, const Tensor& x, const Tensor& sum) {
   double total = 0;
   for (int64_t i = 0; i < x.size(); ++i) total += static_cast<double>(x.ptr<float>()[i]);
   *sum.ptr<double>() += total;
+}
+
+void clip_offsets(Context&, const Tensor& offsets, int64_t begin, int64_t end,
+                  const Tensor& clipped) {
+  for (int64_t i = 0; i < clipped.size(); ++i)
+    clipped.ptr<int32_t>()[i] =
+        static_cast<int32_t>(std::clamp(int64_t{offsets.ptr<int32_t>()[i]}, begin, end) - begin);
 }
 
 }  // namespace krait::reference

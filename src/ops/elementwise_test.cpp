@@ -54,6 +54,21 @@ void check_against_definitions(Context& ctx, int64_t first, int64_t size) {
     EXPECT_EQ(after[i], before[i]);
 }
 
+void check_clipped_offsets(Context& ctx) {
+  TestTensor offsets(DType::i32, {7}), clipped(DType::i32, {7});
+  offsets.values({0, 0, 3, 10, 10, 12, 2147483647});
+  for (const auto& [begin, end, expected] :
+       std::vector<std::tuple<int64_t, int64_t, std::vector<double>>>{
+           {0, 2147483647, {0, 0, 3, 10, 10, 12, 2147483647}},
+           {3, 11, {0, 0, 0, 7, 7, 8, 8}},
+           {4, 9, {0, 0, 0, 5, 5, 5, 5}},
+           {12, 12, {0, 0, 0, 0, 0, 0, 0}}}) {
+    clip_offsets(ctx, offsets.view(), begin, end, clipped.view());
+    EXPECT_EQ(clipped.to_double(), expected) << begin << " to " << end;
+    EXPECT_TRUE(clipped.guards_intact());
+  }
+}
+
 void check_copied_rows(Context& ctx) {
   Rng rng(3);
   for (const int64_t width : {1, 3, 64}) {
@@ -69,6 +84,7 @@ void check_copied_rows(Context& ctx) {
 
 void check_sizes(Context& ctx) {
   check_copied_rows(ctx);
+  check_clipped_offsets(ctx);
   for (int64_t first : {0, 1, 8})
     for (int64_t size : {0, 1, 7, 8, 9, 2047, 2048, 2049, 100001})
       check_against_definitions(ctx, first, size);

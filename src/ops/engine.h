@@ -34,6 +34,9 @@ struct Engine {
   // returns when the work before it is done, at once where there is no mark.
   void (*mark)(Context&, std::shared_ptr<void>& mark);
   void (*wait)(Context&, const std::shared_ptr<void>& mark);
+  // What is queued in this context from now on comes behind a mark of any context. Null where
+  // contexts do not work side by side.
+  void (*follow)(Context&, const std::shared_ptr<void>& mark) = nullptr;
   // Runs body and gives the work that it queued as a recording, which has not been done yet; replay
   // queues it as a whole. Null where the engine does not record.
   std::shared_ptr<void> (*record)(Context&, const std::function<void()>& body);
@@ -44,6 +47,9 @@ struct Engine {
   double (*read_bandwidth)(Context&);
   double (*exp_rate)(Context&);
 
+  // selective_scan_stage(); null: all tokens.
+  int64_t (*scan_stage)(Context&, int64_t tokens, int64_t num_seqs, int64_t d_inner,
+                        int64_t d_state) = nullptr;
   // Whether selective_scan_step takes this op with its dt_proj; null: never, the product comes
   // before it.
   bool (*scan_step_projects)(Context&, const SelectiveScan&) = nullptr;
@@ -73,6 +79,7 @@ struct Engine {
   void (*negative_exp)(Context&, const Tensor&, const Tensor&);
   void (*add_product)(Context&, const Tensor&, const Tensor&, const Tensor&);
   void (*sum_elements)(Context&, const Tensor&, const Tensor&);
+  void (*clip_offsets)(Context&, const Tensor&, int64_t, int64_t, const Tensor&);
   void (*sample_tokens)(Context&, const TokenSampling&);
 };
 
@@ -107,6 +114,7 @@ const Engine& cpu_engine();
   void negative_exp(Context&, const Tensor&, const Tensor&);                         \
   void add_product(Context&, const Tensor&, const Tensor&, const Tensor&);           \
   void sum_elements(Context&, const Tensor&, const Tensor&);                         \
+  void clip_offsets(Context&, const Tensor&, int64_t, int64_t, const Tensor&);       \
   void sample_tokens(Context&, const TokenSampling&);
 
 namespace reference {
@@ -125,6 +133,8 @@ bool scan_step_projects(Context&, const SelectiveScan&);
 void synchronize(Context&);
 void mark(Context&, std::shared_ptr<void>&);
 void wait(Context&, const std::shared_ptr<void>&);
+void follow(Context&, const std::shared_ptr<void>&);
+int64_t scan_stage(Context&, int64_t, int64_t, int64_t, int64_t);
 std::shared_ptr<void> record(Context&, const std::function<void()>&);
 void replay(Context&, const std::shared_ptr<void>&);
 bool takes_decoder_step(Context&, const DecoderStep&);

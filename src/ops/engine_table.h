@@ -17,5 +17,6 @@
     .adamw = ns::adamw, .global_norm = ns::global_norm, .fill_zero = ns::fill_zero,               \
     .copy_elements = ns::copy_elements, .round_elements = ns::round_elements,                     \
     .negative_exp = ns::negative_exp, .add_product = ns::add_product,                             \
-    .sum_elements = ns::sum_elements, .sample_tokens = ns::sample_tokens,                         \
+    .sum_elements = ns::sum_elements, .clip_offsets = ns::clip_offsets,                           \
+    .sample_tokens = ns::sample_tokens,                                                           \
   }

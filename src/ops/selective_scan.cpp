@@ -64,6 +64,12 @@ int64_t selective_scan_saved_size(const Context& ctx, int64_t tokens, int64_t d_
   return tokens / ctx.engine().scan_chunk * d_inner * d_state;
 }
 
+int64_t selective_scan_stage(Context& ctx, int64_t tokens, int64_t num_seqs, int64_t d_inner,
+                             int64_t d_state) {
+  const auto stage = ctx.engine().scan_stage;
+  return stage ? stage(ctx, tokens, num_seqs, d_inner, d_state) : tokens;
+}
+
 void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
   const Shape s = check_inputs(op);
   KRAIT_CHECK(!op.dt_proj);

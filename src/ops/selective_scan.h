@@ -35,6 +35,8 @@ struct SelectiveScan {
   // In _step: A, D, dt_bias, dt_proj, slot and state are not written by the op queued right before,
   // so that an engine may read them before that one is done.
   bool settled = false;
+  // In _fwd: how many of its kind run at once (Context::side_by_side), by which an engine plans.
+  int beside = 1;
 };
 
 // B or C of one group, (tokens, d_state), as (tokens, 1, d_state); none stays none.
@@ -60,6 +62,11 @@ Cost selective_scan_cost(const SelectiveScan&);
 // Elements of `saved` for a batch of this shape: O(tokens x d_inner) whatever the sequences'
 // lengths.
 int64_t selective_scan_saved_size(const Context&, int64_t tokens, int64_t d_inner, int64_t d_state);
+// A pass through many layers may go by stages of so many tokens: each through a layer beside the
+// stages behind it through the layers before. `tokens` where a layer's scan of all of them fills
+// the engine as it is.
+int64_t selective_scan_stage(Context&, int64_t tokens, int64_t num_seqs, int64_t d_inner,
+                             int64_t d_state);
 void selective_scan_fwd(Context&, const SelectiveScan&);
 void selective_scan_bwd(Context&, const SelectiveScan&, const SelectiveScanGrad&);
 // One token for each sequence: tokens = num_seqs, seq_start and saved are none, state is needed.

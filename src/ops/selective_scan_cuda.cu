@@ -294,6 +294,16 @@ void launch(const Args& a, const ScanForwardPlan& plan, Mode mode, cudaStream_t 
 
 }  // namespace
 
+int64_t scan_stage(Context& ctx, int64_t tokens, int64_t num_seqs, int64_t d_inner,
+                   int64_t d_state) {
+  return scan_stage_tokens({.tokens = tokens,
+                            .num_seqs = num_seqs,
+                            .d_inner = d_inner,
+                            .d_state = d_state,
+                            .n_groups = 1},
+                           state_of(ctx).multiprocessors);
+}
+
 // Without y: fills op.saved and leaves op.state as it is.
 void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
   if (op.state.dtype == DType::bf16) return with_f32_states(ctx, op, selective_scan_fwd);
@@ -304,7 +314,8 @@ void selective_scan_fwd(Context& ctx, const SelectiveScan& op) {
                            .d_state = op.A.shape[1],
                            .n_groups = op.B.shape[1],
                            .row_vector = row_vector(op),
-                           .output = static_cast<bool>(op.y)};
+                           .output = static_cast<bool>(op.y),
+                           .beside = op.beside};
   const ScanForwardPlan plan = plan_selective_scan_fwd(shape, gpu.multiprocessors);
   Args a = arguments(op);
   a.num_seqs = static_cast<int>(shape.num_seqs);

@@ -30,14 +30,14 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
   // whichever comes nearer to two warps for each scheduler, or two blocks for each multiprocessor.
   const bool relay_can = s.output && s.d_state <= 16 && s.row_vector >= 2;
   const int natural_lanes = s.d_state <= 16 ? 4 : s.d_state <= 64 ? 8 : s.d_state <= 128 ? 16 : 32;
-  const int64_t uncut = warps(s.num_seqs, natural_lanes);
+  const int64_t uncut = warps(s.num_seqs * s.beside, natural_lanes);
   const auto share = [](int64_t part, int64_t whole) {
     return std::min(1.0, static_cast<double>(part) / static_cast<double>(whole));
   };
   const double cut = share(warps(s.tokens / kScanSegment, natural_lanes), 2 * schedulers),
-               in_turn = relay_can
-                             ? share(s.num_seqs * plan.relay_channel_blocks, 2 * multiprocessors)
-                             : 0.0;
+               in_turn = relay_can ? share(s.num_seqs * s.beside * plan.relay_channel_blocks,
+                                           2 * multiprocessors)
+                                   : 0.0;
   plan.segmented =
       s.tokens > kScanSegment * s.num_seqs && 4 * uncut < 7 * schedulers && cut >= in_turn;
   plan.relay = relay_can && !plan.segmented && 10 * uncut < 13 * schedulers;
@@ -53,6 +53,7 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
     // Speeds as measured; rows of two lanes are read four channels at a time, of four lanes two.
     int64_t busy = plan.segmented ? s.tokens / kScanSegment : s.num_seqs;
     if (s.ends) busy = std::max<int64_t>(1, busy - s.num_seqs);
+    busy *= s.beside;
     const auto worth = [&](int channels, double speed, double alone) {
       const int64_t blocks = busy * s.n_groups * quotient_up(s.d_inner / s.n_groups, channels);
       const int64_t rounds = quotient_up(blocks, multiprocessors);
@@ -76,6 +77,15 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
   }
   KRAIT_CHECK(plan.blocks <= kMaxGrid && plan.chain_blocks <= kMaxGrid, plan.to_string());
   return plan;
+}
+
+int64_t scan_stage_tokens(const ScanShape& s, int multiprocessors) {
+  const int64_t length = s.tokens / std::max<int64_t>(s.num_seqs, 1);
+  const int64_t warps = quotient_up(s.d_inner * s.num_seqs, 8);  // of four lanes a channel
+  if (length < 4 * kScanSegment || warps >= int64_t{16} * multiprocessors) return s.tokens;
+  const int64_t most = length >= 4 * kLongScanStage ? kLongScanStage : kScanSegment;
+  const int64_t count = quotient_up(s.tokens, most);
+  return quotient_up(quotient_up(s.tokens, count), kScanChunk) * kScanChunk;
 }
 
 std::string ScanForwardPlan::to_string() const {

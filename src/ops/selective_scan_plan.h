@@ -29,6 +29,7 @@ struct ScanShape {
   bool output = true;   // y is wanted
   bool ends = false;    // of segments, but not the last of a sequence
   int state_bytes = 4;  // of an element of the states, in steps
+  int beside = 1;       // scans of this kind run at once
 };
 
 inline constexpr int kScanRelayWarps = 6;     // of a block; two of 168 registers fit
@@ -54,6 +55,13 @@ struct ScanForwardPlan {
 };
 
 ScanForwardPlan plan_selective_scan_fwd(const ScanShape&, int multiprocessors);
+
+// Tokens of a stage (selective_scan_stage()). Where sequences are so few that they would be cut
+// into segments, which costs every exp twice, or leave multiprocessors with few warps, stages side
+// by side do without: four or more of a sequence, of at most two segments, so that none is a middle
+// one.
+inline constexpr int64_t kLongScanStage = 2 * kScanSegment;
+int64_t scan_stage_tokens(const ScanShape&, int multiprocessors);
 
 inline constexpr int kStepThreads = 128;
 inline constexpr int kStepSequences = 4;

@@ -118,6 +118,45 @@ TEST(SelectiveScanPlan, WarpsTakeTurnsOnlyWhereChannelsAreFew) {
 }
 
 // A block of two lanes has no neighbour to hide its waits; two of four lanes are faster.
+TEST(SelectiveScanPlan, ScansThatRunBesideCountAsSequences) {
+  const auto plan_of = [](int64_t num_seqs, int beside) {
+    return plan_selective_scan_fwd({.tokens = 2048 * num_seqs,
+                                    .num_seqs = num_seqs,
+                                    .d_inner = 4096,
+                                    .d_state = 16,
+                                    .n_groups = 1,
+                                    .beside = beside},
+                                   132);
+  };
+  EXPECT_TRUE(plan_of(1, 1).relay);
+  for (const int count : {2, 4, 8}) {
+    EXPECT_FALSE(plan_of(1, count).relay) << count;
+    EXPECT_EQ(plan_of(1, count).lanes, plan_of(count, 1).lanes) << count;
+    EXPECT_EQ(plan_of(1, count).blocks * count, plan_of(count, 1).blocks) << count;
+  }
+}
+
+TEST(SelectiveScanPlan, StagesAreForFewLongSequences) {
+  const auto stage = [](int64_t num_seqs, int64_t length, int64_t d_inner) {
+    return scan_stage_tokens({num_seqs * length, num_seqs, d_inner, 16, 1}, 132);
+  };
+  EXPECT_EQ(stage(1, 32768, 4096), 4096);
+  EXPECT_EQ(stage(1, 20000, 4096), 4032);  // five alike, of whole saved chunks
+  EXPECT_EQ(stage(1, 16383, 4096), 2048);
+  EXPECT_EQ(stage(2, 16384, 4096), 4096);
+  EXPECT_EQ(stage(4, 8192, 1536), 2048);
+  EXPECT_EQ(stage(1, 8191, 4096), 8191);  // too few to run beside each other
+  EXPECT_EQ(stage(8, 2048, 4096), 8 * 2048);
+  EXPECT_EQ(stage(8, 2048, 64), 8 * 2048);   // stages are no narrower than sequences
+  EXPECT_EQ(stage(1, 32768, 32768), 32768);  // fills the GPU as it is
+  EXPECT_EQ(stage(32768, 1, 16), 32768);
+  for (const ScanShape& s : shapes())
+    for (int multiprocessors : kMultiprocessors) {
+      const int64_t tokens = scan_stage_tokens(s, multiprocessors);
+      ASSERT_TRUE(tokens == s.tokens || (tokens <= kLongScanStage && tokens % kScanChunk == 0));
+    }
+}
+
 TEST(SelectiveScanPlan, NoBlockOfTwoLanesIsAlone) {
   const auto channels = [](int64_t num_seqs, int64_t d_inner) {
     return plan_selective_scan_fwd({num_seqs * 2048, num_seqs, d_inner, 16, 1}, 132).channels;

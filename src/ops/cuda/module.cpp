@@ -62,10 +62,10 @@ const Engine& engine() {
     if (!gpu.problem.empty()) throw Error("cannot use the GPU", gpu.name, "", gpu.problem);
     return Engine KRAIT_ENGINE_TABLE(
         cuda, .memory = device_memory, .transfer_memory = pinned_memory, .scan_chunk = kScanChunk,
-        .synchronize = synchronize, .mark = mark, .wait = wait, .record = record, .replay = replay,
-        .read_bandwidth = read_bandwidth, .exp_rate = exp_rate,
-        .scan_step_projects = scan_step_projects, .takes_decoder_step = takes_decoder_step,
-        .decoder_step = decoder_step);
+        .synchronize = synchronize, .mark = mark, .wait = wait, .follow = follow, .record = record,
+        .replay = replay, .read_bandwidth = read_bandwidth, .exp_rate = exp_rate,
+        .scan_stage = scan_stage, .scan_step_projects = scan_step_projects,
+        .takes_decoder_step = takes_decoder_step, .decoder_step = decoder_step);
   }();
   return table;
 }

@@ -42,6 +42,12 @@ void wait(Context&, const std::shared_ptr<void>& mark) {
     check(cudaEventSynchronize(static_cast<Mark*>(mark.get())->event), "waiting for the GPU");
 }
 
+void follow(Context& ctx, const std::shared_ptr<void>& mark) {
+  if (mark)
+    check(cudaStreamWaitEvent(state_of(ctx).stream, static_cast<Mark*>(mark.get())->event),
+          "waiting in the stream");
+}
+
 std::shared_ptr<void> record(Context& ctx, const std::function<void()>& body) {
   const cudaStream_t stream = state_of(ctx).stream;
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording a CUDA graph");
