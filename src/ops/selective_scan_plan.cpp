@@ -123,11 +123,12 @@ ScanStepProjectedPlan plan_selective_scan_step_projected(const ScanShape& s, int
   ScanStepProjectedPlan plan{};
   plan.channel_blocks = s.d_inner / projected_channels(s.state_bytes);
   const int many_sequences = projected_many_sequences(s.state_bytes);
-  // Many sequences to a block, which reads dt_proj's rows once for them, where that leaves three
-  // blocks for each multiprocessor.
-  const bool many =
-      plan.channel_blocks * quotient_up(s.num_seqs, many_sequences) >= int64_t{3} * multiprocessors;
-  plan.sequences = many ? many_sequences : kProjectedFewSequences;
+  // Many sequences to a block where that leaves three blocks for each multiprocessor; room for
+  // eight where that makes more than four at once (of states in f32: in bf16 it is slower).
+  const int64_t many = plan.channel_blocks * quotient_up(s.num_seqs, many_sequences);
+  plan.sequences = many >= int64_t{3} * multiprocessors ? many_sequences : kProjectedFewSequences;
+  const int64_t blocks = plan.channel_blocks * quotient_up(s.num_seqs, plan.sequences);
+  plan.blocks = s.state_bytes == 4 && blocks > int64_t{4} * multiprocessors ? 8 : 4;
   plan.sequence_blocks = quotient_up(s.num_seqs, plan.sequences);
   return plan;
 }

@@ -87,7 +87,8 @@ inline constexpr int projected_many_sequences(int state_bytes) {
   return 8 * kProjectedThreads / projected_channels(state_bytes);
 }
 struct ScanStepProjectedPlan {
-  int sequences;                            // one of the two
+  int sequences;  // one of the two
+  int blocks;     // that find room on a multiprocessor: 4, with more on its way for each, or 8
   int64_t channel_blocks, sequence_blocks;  // grid.x, grid.y
 };
 

@@ -195,8 +195,12 @@ TEST(SelectiveScanPlan, StepWithItsProductCoversEveryChannelAndSequence) {
       }
   ScanShape shape = {128, 128, 4096, 16, 1};
   EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).sequences, 32);
+  EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).blocks, 4);
+  shape.d_inner = 8192;
+  EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).blocks, 8);
   shape.state_bytes = 2;
   EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).sequences, 16);
+  EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).blocks, 4);
   shape.num_seqs = shape.tokens = 8;
   EXPECT_EQ(plan_selective_scan_step_projected(shape, 132).sequences, 8);
   EXPECT_EQ(plan_selective_scan_step_projected({8, 8, 4096, 16, 1}, 132).sequences, 8);

@@ -17,8 +17,9 @@ namespace krait::cuda {
 namespace {
 
 constexpr int kThreads = kProjectedThreads, kStates = kProjectedStates, kWarp = 32;
-constexpr int kItem = 8;  // neighbouring channels of a sequence: 16 bytes of u, z or y
-constexpr int kSkew = 8;  // elements behind a row, so that rows start in different banks
+constexpr int kItem = 8;    // neighbouring channels of a sequence: 16 bytes of u, z or y
+constexpr int kTerms = 32;  // of dt's product, that the four lanes of a row read with 16 bytes each
+constexpr int kSkew = 8;    // elements behind a row, so that rows start in different banks
 
 // Of a block, with states of type S.
 template <class S>
@@ -49,29 +50,48 @@ struct Shared {
   int slot[kSequences];
 };
 
-// delta[s][c] = sum over r of dt_proj[c][r] dt[s][r], rounded to bf16. A warp takes every fourth
-// tile of 16 channels and 8 sequences.
-template <class S, int kSequences, int kRing>
-__device__ void project_dt(Shared<S, kSequences, kRing>& shared, const bf16* weight, const bf16* dt,
-                           int dt_rank) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, q = static_cast<int>(threadIdx.x) % 4;
-  const int row = dt_rank + kSkew;
-  constexpr int kTiles = kChannels<S> / 16;  // along channels
-  for (int tile = warp; tile < kTiles * kSequences / 8; tile += kThreads / kWarp) {
-    const int c = tile % kTiles * 16, s = tile / kTiles * 8;
-    const bf16* a = weight + (c + g) * row + 2 * q;
-    const bf16* b = dt + (s + g) * row + 2 * q;
-    const auto pair = [](const bf16* p) { return *reinterpret_cast<const uint32_t*>(p); };
-    float d[4] = {};
-    for (int k = 0; k < dt_rank; k += 16)
-      mma_bf16(d, {pair(a + k), pair(a + k + 8 * row), pair(a + k + 8), pair(a + k + 8 * row + 8)},
-               pair(b + k), pair(b + k + 8));
+// delta[s][c] = sum over r of weight[c][r] dt[s][r], rounded to bf16, of sequences s below count. A
+// warp has 16 of the block's channels and every kStep-th eight of its sequences. The four lanes of
+// a row read 32 terms of it with 16 bytes each: in the order of terms that this makes, which is the
+// same for both operands, and wherever they lie.
+template <class S, int kSequences>
+__device__ __forceinline__ void project_dt(float (*delta)[kChannels<S>], const bf16* weight,
+                                           int weight_row, const bf16* dt, int64_t dt_row,
+                                           int count, int dt_rank) {
+  constexpr int kTiles = kChannels<S> / 16, kStep = kThreads / kWarp / kTiles;
+  constexpr int kOwn = (kSequences / 8 + kStep - 1) / kStep;  // eights of sequences
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = threadIdx.x % kWarp;
+  const int g = lane / 4, q = lane % 4, c = warp % kTiles * 16 + g, s0 = warp / kTiles * 8;
+  if (s0 >= kSequences) return;
+  const auto terms = [&](const bf16* row, int first) {
+    return row && first < dt_rank ? load_packed<8>(row + first) : Packed<bf16, 8>{};
+  };
+  const bf16 *low = weight + c * weight_row, *high = low + 8 * weight_row;
+  const bf16* row[kOwn];
+#pragma unroll
+  for (int j = 0; j < kOwn; ++j) {
+    const int s = s0 + j * kStep * 8 + g;
+    row[j] = s < count ? dt + s * dt_row : nullptr;
+  }
+  float d[kOwn][4] = {};
+#pragma unroll 2
+  for (int k = q * 8; k < dt_rank + q * 8; k += kTerms) {
+    const Packed<bf16, 8> a = terms(low, k), b = terms(high, k);
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const Packed<bf16, 8> x = terms(row[j], k);
+#pragma unroll
+      for (int i = 0; i < 4; i += 2)
+        mma_bf16(d[j], {a.word[i], b.word[i], a.word[i + 1], b.word[i + 1]}, x.word[i],
+                 x.word[i + 1]);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kOwn; ++j)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      shared.delta[s + 2 * q + i % 2][c + g + i / 2 * 8] =
-          __bfloat162float(__float2bfloat16_rn(d[i]));
-  }
+      delta[s0 + j * kStep * 8 + 2 * q + i % 2][c + i / 2 * 8] =
+          __bfloat162float(__float2bfloat16_rn(d[j][i]));
 }
 
 // 16 bytes that nobody reads before the next step.
@@ -102,18 +122,21 @@ __device__ float sum_over_states(const Floats<kLaneStates<S>>& h, const Floats<k
 
 // Grid: x over blocks of kChannels channels, y over groups of kSequences sequences. Four
 // neighbouring threads (states in bf16: two) share a channel, each has 16 bytes of its states, so
-// that a warp's accesses to the state are 512 contiguous bytes. On chip: rows of dt_proj and of dt
-// (bf16), delta, delta u, B and C (f32); a ring of each thread's states of the next kRing
-// sequences, on their way from the kernel's beginning on, so that memory is busy while delta is
-// computed. Moves 2 x 4 bytes (states in bf16: 2 x 2) for each (sequence, channel, state).
-// Barriers: dt_proj and dt are there; dt's product is; delta is; y's sums are. Numerics: dt summed
-// in f32 by tensor cores in an order that dt_rank alone decides, then as selective_scan_step_rows:
-// the same bits from the same dt.
-template <class S, int kSequences, int kRing>
-__global__ void __launch_bounds__(kThreads, 4)
+// that a warp's accesses to the state are 512 contiguous bytes. On chip: delta, delta u,
+// B and C (f32); a ring of each thread's states of the next kRing sequences, on their way from the
+// kernel's beginning on, so that memory is busy while delta is computed. Of four blocks on a
+// multiprocessor each has rows of dt_proj and of dt (bf16) besides; eight, for which registers and
+// room do not suffice for these, read them where they lie, and start at once where four would take
+// turns. Moves 2 x 4 bytes (states in bf16: 2 x 2) for each (sequence, channel, state). Barriers:
+// dt_proj and dt are there (of four blocks); dt's product is; delta is; y's sums are. Numerics: dt
+// summed in f32 by tensor cores in an order that dt_rank alone decides, then as
+// selective_scan_step_rows: the same bits from the same dt.
+template <class S, int kSequences, int kRing, int kBlocks>
+__global__ void __launch_bounds__(kThreads, kBlocks)
     selective_scan_step_projected(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<S, kSequences, kRing>*>(memory);
+  constexpr bool kStaged = kBlocks == 4;  // dt_proj and dt
   const int row = a.dt_rank + kSkew, thread = static_cast<int>(threadIdx.x);
   bf16* const weight = reinterpret_cast<bf16*>(memory + sizeof shared);
   bf16* const dt = weight + kChannels<S> * row;
@@ -124,10 +147,15 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (!a.settled) wait_for_earlier_work();
 
   const int pieces = a.dt_rank / 8;  // of 16 bytes
-  for (int i = thread; i < kChannels<S> * pieces; i += kThreads)
-    copy_async<16>(shared_address(weight + i / pieces * row + i % pieces * 8),
-                   a.dt_proj + int64_t{c0} * a.dt_rank + i * 8);
-  end_copies();
+  const bf16* const dt_proj = a.dt_proj + int64_t{c0} * a.dt_rank;
+  if constexpr (kStaged) {
+    for (int i = thread; i < kChannels<S> * pieces; i += kThreads)
+      copy_async<16>(shared_address(weight + i / pieces * row + i % pieces * 8), dt_proj + i * 8);
+    end_copies();
+  } else {
+    for (int i = thread * 64; i < kChannels<S> * a.dt_rank; i += kThreads * 64)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(dt_proj + i));
+  }
   constexpr int kOwn = kLaneStates<S>;
   const int channel = thread / kLanes<S>, c = c0 + channel, n = thread % kLanes<S> * kOwn;
   const auto slot_of = [&](int s) { return a.slot ? a.slot[s0 + s] : s0 + s; };
@@ -149,12 +177,16 @@ __global__ void __launch_bounds__(kThreads, 4)
   constexpr int kItems = kChannels<S> / kItem;
   const int item_s = thread / kItems, item_c = thread % kItems * kItem;
   const bool item = item_s < count;
-  Floats<kItem> bias{}, D{};
+  const auto of_channels = [&](const float* p) {
+    Floats<kItem> x{};
 #pragma unroll
-  for (int i = 0; i < kItem; ++i) {
-    if (a.dt_bias) bias[i] = a.dt_bias[c0 + item_c + i];
-    if (a.D) D[i] = a.D[c0 + item_c + i];
-  }
+    for (int i = 0; i < kItem; ++i)
+      if (p) x[i] = p[c0 + item_c + i];
+    return x;
+  };
+  // Where registers are few, they are loaded where they are needed.
+  Floats<kItem> bias{}, D{};
+  if constexpr (kStaged) bias = of_channels(a.dt_bias), D = of_channels(a.D);
   if (a.settled) wait_for_earlier_work();
   let_next_start();
 
@@ -163,21 +195,32 @@ __global__ void __launch_bounds__(kThreads, 4)
     u = load_packed<kItem>(a.u + (s0 + item_s) * a.u_row + c0 + item_c);
     if (a.z) z = load_packed<kItem>(a.z + (s0 + item_s) * a.z_row + c0 + item_c);
   }
-  for (int i = thread; i < count * 4; i += kThreads) {  // eight of B or C at a time
-    const int s = i / 4, part = i % 4 % 2 * 8;
-    const bf16* from = i % 4 < 2 ? a.B + (s0 + s) * a.B_row : a.C + (s0 + s) * a.C_row;
-    store_vector(shared.BC[s] + i % 4 * 8, load_vector<8>(from + part));
+  static_assert(kSequences * 4 <= kThreads);
+  const bool bc = thread < count * 4;  // has eight of B or C
+  Packed<bf16, kItem> BC{};
+  if (bc) {
+    const int s = s0 + thread / 4, part = thread % 2 * kItem;
+    BC = load_packed<kItem>(thread % 4 < 2 ? a.B + s * a.B_row + part : a.C + s * a.C_row + part);
   }
+  if constexpr (kStaged) {
 #pragma unroll 4
-  for (int i = thread; i < count * pieces; i += kThreads)
-    *reinterpret_cast<uint4*>(dt + i / pieces * row + i % pieces * 8) =
-        *reinterpret_cast<const uint4*>(a.dt + (s0 + i / pieces) * a.dt_row + i % pieces * 8);
-  wait_for_copies<kRing>();  // dt_proj
-  __syncthreads();
-  project_dt(shared, weight, dt, a.dt_rank);
+    for (int i = thread; i < count * pieces; i += kThreads)
+      *reinterpret_cast<uint4*>(dt + i / pieces * row + i % pieces * 8) =
+          *reinterpret_cast<const uint4*>(a.dt + (s0 + i / pieces) * a.dt_row + i % pieces * 8);
+  } else {
+    project_dt<S, kSequences>(shared.delta, dt_proj, a.dt_rank, a.dt + s0 * a.dt_row, a.dt_row,
+                              count, a.dt_rank);
+  }
+  if (bc) store_vector(shared.BC[thread / 4] + thread % 4 * kItem, unpack(BC));
+  if constexpr (kStaged) {
+    wait_for_copies<kRing>();  // dt_proj
+    __syncthreads();
+    project_dt<S, kSequences>(shared.delta, weight, row, dt, row, count, a.dt_rank);
+  }
   __syncthreads();
   if (item) {
     const Floats<kItem> in = unpack(u);
+    if constexpr (!kStaged) bias = of_channels(a.dt_bias);
 #pragma unroll
     for (int i = 0; i < kItem; ++i) {
       float& at = shared.delta[item_s][item_c + i];
@@ -207,6 +250,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   __syncthreads();
   if (!item) return;
   const Floats<kItem> in = unpack(u), gate = unpack(z);
+  if constexpr (!kStaged) D = of_channels(a.D);
   Floats<kItem> out;
 #pragma unroll
   for (int i = 0; i < kItem; ++i) {
@@ -216,14 +260,15 @@ __global__ void __launch_bounds__(kThreads, 4)
   store_vector(a.y + (s0 + item_s) * a.y_row + c0 + item_c, out);
 }
 
-template <class S, int kSequences, int kRing>
+template <class S, int kSequences, int kRing, int kBlocks>
 void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
-  const auto kernel = selective_scan_step_projected<S, kSequences, kRing>;
+  const auto kernel = selective_scan_step_projected<S, kSequences, kRing, kBlocks>;
   const auto shared_bytes = [](int64_t dt_rank) {
+    const size_t staged = (kChannels<S> + kSequences) * static_cast<size_t>(dt_rank + kSkew) *
+                          sizeof(bf16),
+                 delta_u = kChannels<S> * kSequences * sizeof(float);
     return sizeof(Shared<S, kSequences, kRing>) +
-           std::max(
-               (kChannels<S> + kSequences) * static_cast<size_t>(dt_rank + kSkew) * sizeof(bf16),
-               kChannels<S> * kSequences * sizeof(float));
+           (kBlocks == 4 ? std::max(staged, delta_u) : delta_u);
   };
   static_assert(sizeof(Shared<S, kSequences, kRing>) < 48 * 1024);
   static const cudaError_t raised =
@@ -281,11 +326,13 @@ void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op)
                   .settled = op.settled};
   dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
-    constexpr int kMany = projected_many_sequences(sizeof(S));
-    if (plan.sequences == kMany)
-      launch<S, kMany, 12>(ctx, plan, a);  // what four blocks have room for
-    else
-      launch<S, kProjectedFewSequences, kProjectedFewSequences>(ctx, plan, a);
+    constexpr int kMany = projected_many_sequences(sizeof(S)), kFew = kProjectedFewSequences;
+    // Rings as long as the blocks have room for.
+    if (plan.sequences == kMany && plan.blocks == 4) return launch<S, kMany, 12, 4>(ctx, plan, a);
+    if (plan.blocks == 4) return launch<S, kFew, kFew, 4>(ctx, plan, a);
+    if constexpr (sizeof(S) == 4)
+      plan.sequences == kMany ? launch<S, kMany, 7, 8>(ctx, plan, a)
+                              : launch<S, kFew, kFew, 8>(ctx, plan, a);
   });
 }
 
