@@ -29,9 +29,10 @@ struct DecoderArgs {
   const float* head_scale;
   float* logits;
   int64_t logits_stride;
-  uint32_t* done;                          // blocks that have read all of a step's words
-  ExchangedWord* words;                    // (kDecoderRounds, round_words)
-  int round_words, residual, u, y, x_dbl;  // the latter: where each begins in a layer's words
+  uint32_t* done;        // blocks that have read all of a step's words
+  ExchangedWord* words;  // (kDecoderRounds, layer_places)
+  int layer_words, layer_places;
+  int residual, u, y, x_dbl;  // numbers of the first words of each among a layer's
   DecoderShared shared;
   int num_seqs, d_model, d_inner, d_state, dt_rank, x_proj_rows, vocab_size;
   int narrow_stride, wide_stride, max_channels, max_out_rows;
@@ -137,8 +138,8 @@ class DecoderProducts {
  private:
   __device__ ProductShape whole_rows(int bytes, const Share& rows) const {
     const int count = rows.size(), tiles = (count + kDecoderTile - 1) / kDecoderTile;
-    const int halved = a_.streams && decoder_halves_last(count) ? tiles - 1 : -1;
-    return {bytes, bytes, rows.begin, count, kDecoderTile, tiles, halved};
+    const bool halves = a_.streams && sizeof(W) > 1 && decoder_halves_last(count);
+    return {bytes, bytes, rows.begin, count, kDecoderTile, tiles, halves ? tiles - 1 : -1};
   }
 
   const DecoderArgs& a_;

@@ -203,7 +203,7 @@ class Decoder {
         r = load_vector<1>(a_.embedding + static_cast<int64_t>(a_.tokens[seq]) * a_.d_model +
                            at)[0];
       else
-        r = __uint_as_float(~exchange_.now()[exchange_.residual_word(seq, at)]);
+        r = __uint_as_float(~exchange_.now()[decoder_word_place(exchange_.residual_word(seq, at))]);
       residual_[seq * a_.max_out_rows + row] = r;
     }
   }
@@ -215,12 +215,12 @@ class Decoder {
       ResidualTaker<kSeqs, W> residual(a_, weight);
       const bool is_head = kKind == DecoderProduct::head;
       residual.take(narrow_, layer == 0 ? a_.embedding : nullptr,
-                    (is_head ? exchange_.now() : exchange_.before()) + a_.residual);
+                    is_head ? exchange_.now() : exchange_.before());
     } else if constexpr (kKind == DecoderProduct::x_proj) {
-      take_vectors<kSeqs, bf16>(a_, wide_, exchange_.now() + a_.u, a_.d_inner);
+      take_vectors<kSeqs, bf16>(a_, wide_, exchange_.now(), a_.u, a_.d_inner);
     } else {
       prefetch_norm(layer + 1);
-      take_vectors<kSeqs, W>(a_, wide_, exchange_.now() + a_.y, a_.d_inner);
+      take_vectors<kSeqs, W>(a_, wide_, exchange_.now(), a_.y, a_.d_inner);
     }
   }
 
@@ -334,7 +334,7 @@ class Decoder {
   // items.
   __device__ __forceinline__ void scan(int layer, States& s) {
     const int items = channels_ * (a_.d_state / 4);
-    take_x_dbl<kSeqs>(a_, x_dbl_, exchange_.now() + a_.x_dbl);
+    take_x_dbl<kSeqs>(a_, x_dbl_, exchange_.now());
     sync_multipliers();  // they are there
 #pragma unroll 1
     for (int first = 0; first < items; first += kScanThreads) {

@@ -64,8 +64,8 @@ DecoderLayerArgs args_of(const DecoderLayer& l) {
           .ssm = l.ssm.data};
 }
 
-// Before the exchanged words, for DecoderArgs::done.
-constexpr int kWordsBefore = 4;
+// Before the exchanged words, a line for DecoderArgs::done.
+constexpr int kWordsBefore = 32;
 
 // All but the layers and the sequences.
 DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* exchange) {
@@ -74,7 +74,8 @@ DecoderArgs args_of(const DecoderStep& op, const DecoderStepPlan& plan, void* ex
   DecoderArgs a{};
   a.done = static_cast<uint32_t*>(exchange);
   a.words = static_cast<ExchangedWord*>(exchange) + kWordsBefore;
-  a.round_words = static_cast<int>(e.words);
+  a.layer_words = static_cast<int>(e.words);
+  a.layer_places = static_cast<int>(e.places);
   a.residual = static_cast<int>(e.residual);
   a.u = static_cast<int>(e.u);
   a.y = static_cast<int>(e.y);

@@ -21,8 +21,8 @@ class LayerExchange {
   __device__ const ExchangedWord* now() const { return now_; }
   __device__ const ExchangedWord* before() const { return before_; }
 
-  // Words of what a block has of a sequence; in u and y, which begin at `first`, that of one of its
-  // channels and the next.
+  // Numbers of the words of what a block has of a sequence; in u and y, which begin at `first`,
+  // that of one of its channels and the next.
   __device__ int residual_word(int seq, int row) const {
     return a_.residual + seq * a_.d_model + row;
   }
@@ -40,11 +40,14 @@ class LayerExchange {
   // by whoever reads there later: the hardware's order, not one that PTX promises. A fence behind
   // `withdraw` would be, and cost 3 to 4 % of 130M and of weights in 8 bits.)
   __device__ __forceinline__ void publish(int word, uint32_t data, uint32_t gone) const {
-    cuda::publish(now_ + word, data | gone);
-    withdraw(before_ + word);
+    const int place = decoder_word_place(word);
+    cuda::publish(now_ + place, data | gone);
+    withdraw(before_ + place);
   }
   // Asked for long before, by the thread that publishes.
-  __device__ __forceinline__ uint32_t gone_of(int word) const { return peek(after_ + word); }
+  __device__ __forceinline__ uint32_t gone_of(int word) const {
+    return peek(after_ + decoder_word_place(word));
+  }
 
   // By all threads that multiply, behind the last layer: the last block that is done withdraws its
   // words. is_last: in shared memory.
@@ -53,13 +56,14 @@ class LayerExchange {
     if (thread_index() == 0) *is_last = atomicAdd(a_.done, 1) == gridDim.x - 1;
     sync_multipliers();
     if (!*is_last) return;
-    for (int i = thread_index(); i < a_.round_words; i += kDecoderThreads) withdraw(now_ + i);
+    for (int i = thread_index(); i < a_.layer_words; i += kDecoderThreads)
+      withdraw(now_ + decoder_word_place(i));
     if (thread_index() == 0) *a_.done = 0;
   }
 
  private:
   __device__ ExchangedWord* round_of(int layer) const {
-    return a_.words + layer % kDecoderRounds * a_.round_words;
+    return a_.words + layer % kDecoderRounds * a_.layer_places;
   }
 
   const DecoderArgs& a_;

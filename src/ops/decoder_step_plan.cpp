@@ -19,10 +19,9 @@ bool shape_fits(const DecoderShape& s) {
          s.d_model % row_multiple == 0;
 }
 
-// In 8 bits the exchange is, whatever the ring holds.
 bool streams(const DecoderShape& s, int blocks) {
   const int64_t ring = int64_t{decoder_stages(1)} * kDecoderTile * kDecoderPieceBytes;
-  return !s.int8 && 3 * s.d_inner * s.d_model * 2 > ring * blocks;
+  return 3 * s.d_inner * s.d_model * (s.int8 ? 1 : 2) > ring * blocks;
 }
 
 // By the kernel for `seqs` sequences, whether it fits or not.
@@ -37,7 +36,7 @@ DecoderStepPlan plan_for(const DecoderShape& s, int multiprocessors, int seqs) {
   p.narrow_stride = round_up(s.d_model, 64) + 32;
   p.wide_stride = round_up(s.d_inner, 64) + 32;
   p.shared_bytes = DecoderShared::of(s, p).bytes;
-  p.exchange_words = kDecoderRounds * DecoderExchange::of(s, seqs).words;
+  p.exchange_words = kDecoderRounds * DecoderExchange::of(s, seqs).places;
   return p;
 }
 
@@ -50,6 +49,7 @@ DecoderExchange DecoderExchange::of(const DecoderShape& s, int seqs) {
   e.y = e.u + seqs * s.d_inner / 2;
   e.x_dbl = e.y + seqs * s.d_inner / 2;
   e.words = e.x_dbl + seqs * s.x_proj_rows();
+  e.places = round_up(decoder_word_place(static_cast<int>(e.words)), 32);  // whole lines
   return e;
 }
 

@@ -66,6 +66,9 @@ constexpr DecoderPieceRows decoder_piece_rows(int rows, bool halved, int left) {
   if (!halved) return {low, rows - low, bytes, bytes};
   return {low, low, bytes, left <= kBytes ? 0 : left < 2 * kBytes ? left - kBytes : kBytes};
 }
+// Place of a layer's exchanged word `i`, in words: eight of each line of 128 bytes. What all blocks
+// ask for at the same time is then in more places of the cache.
+constexpr int decoder_word_place(int i) { return i / 8 * 32 + i % 8; }
 // Layers whose exchanged words have places of their own: those of one layer are withdrawn in the
 // next one, and their places taken in the third.
 inline constexpr int kDecoderRounds = 3;
@@ -77,20 +80,21 @@ struct DecoderStepPlan {
   bool usable = false;
   int blocks = 0;
   int seqs = 0;  // of a launch, at most: 1 or kDecoderMaxSeqs
-  // A block's weights of a layer are more than the ring holds: memory, not the exchange, is what a
-  // layer waits for.
+  // A block's weights of a layer are more than the ring holds: what it reads beside them waits for
+  // memory, too, and in bf16 the layer does.
   bool streams = false;
   int64_t max_channels = 0, max_out_rows = 0;  // of a block: of d_inner, of d_model
   // Elements of a row of the vectors that matrices are multiplied with: of the normed residual, of
   // u and y.
   int64_t narrow_stride = 0, wide_stride = 0;
   size_t shared_bytes = 0;
-  int64_t exchange_words = 0;  // of global memory: all that blocks publish
+  int64_t exchange_words = 0;  // of global memory: places of all that blocks publish
 };
 
-// Word offsets into what is exchanged in a layer, for `seqs` sequences.
+// Numbers of the first words of what is exchanged in a layer, for `seqs` sequences, how many words
+// there are, and places for them.
 struct DecoderExchange {
-  int64_t residual, u, x_dbl, y, words;
+  int64_t residual, u, x_dbl, y, words, places;
   static DecoderExchange of(const DecoderShape&, int seqs);
 };
 

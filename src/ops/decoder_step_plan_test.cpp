@@ -142,10 +142,32 @@ TEST(DecoderStepPlan, StreamsWhereALayerIsMoreThanTheRing) {
     for (const int64_t d_model : {768, 1024, 1280}) EXPECT_FALSE(streams(d_model, kH200, false));
     for (const int64_t d_model : {1536, 2048, 2560, 4096}) {
       EXPECT_TRUE(streams(d_model, kH200, false)) << d_model;
-      EXPECT_FALSE(streams(d_model, kH200, true)) << d_model;
+      EXPECT_EQ(streams(d_model, kH200, true), d_model > 1536) << d_model;
     }
     EXPECT_TRUE(streams(1024, 60, false));
   }
+}
+
+// Four neighbours are read at once, 16-byte aligned, and others a multiple of eight words further
+// at a fixed distance.
+TEST(DecoderStepPlan, ExchangedWordsHavePlacesOfTheirOwn) {
+  for (const int seqs : {1, kDecoderMaxSeqs})
+    for (const int64_t d_model : {64, 208, 768, 2048}) {
+      const DecoderExchange e = DecoderExchange::of(shape(d_model, 2, seqs), seqs);
+      for (const int64_t first : {e.residual, e.u, e.y, e.x_dbl}) EXPECT_EQ(first % 4, 0);
+      EXPECT_EQ(e.places % 32, 0);
+      std::vector<int> words(static_cast<size_t>(e.places));
+      for (int i = 0; i < e.words; ++i) {
+        const int place = decoder_word_place(i);
+        ++words.at(static_cast<size_t>(place));
+        EXPECT_EQ(place, decoder_word_place(i / 4 * 4) + i % 4);
+        EXPECT_EQ(decoder_word_place(i / 4 * 4) % 4, 0);
+        for (const int further : {256, 1024, 3072})
+          EXPECT_EQ(decoder_word_place(i + further), place + decoder_word_place(further));
+      }
+      EXPECT_EQ(std::count(words.begin(), words.end(), 1), e.words);
+      EXPECT_EQ(*std::max_element(words.begin(), words.end()), 1);
+    }
 }
 
 TEST(DecoderStepPlan, HalvesATileOfAtMostHalfTheRows) {

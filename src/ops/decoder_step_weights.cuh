@@ -112,7 +112,7 @@ __device__ __forceinline__ void copy_rows(const char* from, int rows, int bytes,
   if (bytes <= 0) return;
 #pragma unroll 1
   for (int row = 0; row < rows; ++row, from += step, to += kDecoderPiecePitch)
-    copy_bulk(to, from, bytes, filled);
+    copy_bulk_once(to, from, bytes, filled);
 }
 #endif
 
@@ -127,7 +127,7 @@ __device__ __forceinline__ void copy_piece(const Piece& p, uint32_t to, uint32_t
     if (p.is_full()) {
 #pragma unroll
       for (int row = 0; row < kDecoderTile; ++row)
-        copy_bulk(to + row * kDecoderPiecePitch, p.row(row), r.low_bytes, filled);
+        copy_bulk_once(to + row * kDecoderPiecePitch, p.row(row), r.low_bytes, filled);
     } else {
       copy_rows(p.from, r.low, r.low_bytes, p.step, to, filled);
       copy_rows(p.from + p.eight_steps, r.high, r.high_bytes, p.step,

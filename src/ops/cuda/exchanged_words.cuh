@@ -11,12 +11,17 @@ namespace krait::cuda {
 
 using ExchangedWord = uint32_t;  // ~data, which must not be all ones: no rounded number is
 
-__device__ __forceinline__ void store_word(ExchangedWord* to, uint32_t word) {
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(word)
+// An atomic "or" where there was 0: a store in its place arrives some hundred cycles later while
+// weights stream through the cache (docs/kernels_cuda.md).
+__device__ __forceinline__ void publish(ExchangedWord* to, uint32_t data) {
+  asm volatile("red.relaxed.gpu.global.or.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)),
+               "r"(~data)
                : "memory");
 }
-__device__ __forceinline__ void publish(ExchangedWord* to, uint32_t data) { store_word(to, ~data); }
-__device__ __forceinline__ void withdraw(ExchangedWord* word) { store_word(word, 0); }
+__device__ __forceinline__ void withdraw(ExchangedWord* word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], 0;" ::"l"(__cvta_generic_to_global(word))
+               : "memory");
+}
 // 0, once what this thread has withdrawn is gone for all: it is read where all read it.
 __device__ __forceinline__ uint32_t peek(const ExchangedWord* from) {
   uint32_t w;
@@ -35,6 +40,15 @@ __device__ __forceinline__ uint4 peek4(const ExchangedWord* from) {
                : "l"(__cvta_generic_to_global(from))
                : "memory");
   return w;
+}
+
+// Who looks in vain looks again behind a whole trip, and what all ask for holds up what comes:
+// where it is known that words take a while, the first look waits for so many cycles.
+__device__ __forceinline__ void rest(int cycles) {
+  if (cycles == 0) return;
+  const auto begin = static_cast<int>(clock());
+  while (static_cast<int>(clock()) - begin < cycles) {
+  }
 }
 
 // Waits for fours of words, and gives their data: four i of kFours lies at from + i * stride, those

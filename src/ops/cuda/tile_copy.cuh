@@ -53,6 +53,19 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, int byt
 #endif
 }
 
+// The same of what is read once: its lines make room in the cache first.
+__device__ __forceinline__ void copy_bulk_once(uint32_t to, const void* from, int bytes,
+                                               uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .b64 policy; createpolicy.fractional.L2::evict_first.b64 policy; "
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], policy; }" ::"r"(to),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+      : "memory");
+#endif
+}
+
 // What this thread wrote to shared memory, to copies that are started behind the next barrier.
 __device__ __forceinline__ void publish_to_copies() {
 #if __CUDA_ARCH__ >= 900
