@@ -43,11 +43,9 @@ class Decoder {
     for (int layer = 0; layer < a_.n_layer; ++layer) {
       exchange_.begin_layer(layer);
       multiply<DecoderProduct::in_x>(layer);
-      States states;
-      if constexpr (kSeqs == 1) states = states_of(layer, 0);  // there is room in registers
       multiply<DecoderProduct::in_z>(layer);
       multiply<DecoderProduct::x_proj>(layer);
-      if constexpr (kSeqs > 1) states = states_of(layer, 0);
+      States states = states_of(layer, 0);
       scan(layer, states);
       multiply<DecoderProduct::out_proj>(layer);
     }
