@@ -4,6 +4,8 @@
 
 #include <cooperative_groups.h>
 
+#include <type_traits>
+
 #include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/mbarrier.cuh"
 #include "ops/cuda/tensor_map.h"
@@ -110,7 +112,9 @@ struct ClusterBlock {
   // The block's own part may be sent: every computing warp has written its share.
   __device__ uint32_t x_ready() const { return full(2 * kClusterMaxStages + 4); }
   __device__ uint32_t parts_ready() const { return full(2 * kClusterMaxStages + 5); }
-  __device__ uint32_t y_ready(int octet) const { return full(2 * kClusterMaxStages + 6 + octet); }
+  // 1 / sqrt(mean(r^2)) of each sequence is there.
+  __device__ uint32_t scales_ready() const { return full(2 * kClusterMaxStages + 6); }
+  __device__ uint32_t y_ready(int octet) const { return full(2 * kClusterMaxStages + 7 + octet); }
 
   // One thread; then the cluster meets.
   __device__ void init_barriers() const {
@@ -119,7 +123,8 @@ struct ClusterBlock {
       init_mbarrier(empty(s), kClusterCopyWarp);
     }
     for (const uint32_t barrier : {received_full(), x_dbl_full()}) init_mbarrier(barrier, 1);
-    for (const uint32_t barrier : {x_full(), y_full()}) init_mbarrier(barrier, octets);
+    for (const uint32_t barrier : {x_full(), scales_ready(), y_full()})
+      init_mbarrier(barrier, octets);
     init_mbarrier(x_ready(), kClusterCopyWarp);
     init_mbarrier(parts_ready(), kClusterCopyWarp);
     for (int octet = 0; octet < kMaxOctets; ++octet)
@@ -127,20 +132,30 @@ struct ClusterBlock {
     publish_mbarriers();
   }
 
-  // The states of the block's channels: of slot 0, and how far those of a sequence lie behind.
+  // The states of the block's channels, of slot 0; then those of a sequence, from slot 0's.
   template <class S>
   __device__ S* ssm(const DecoderClusterLayer& layer) const {
     return static_cast<S*>(layer.ssm) + rank * cut.channels * kClusterStates;
   }
-  __device__ int64_t ssm_place(int seq) const {
-    return int64_t{at<int>(cut.shared.slots)[seq]} * (cut.d_inner * kClusterStates);
+  template <class S>
+  __device__ S* ssm_of(S* states, int seq) const {
+    return of_slot(states, seq, cut.d_inner * kClusterStates);
   }
   template <class S>
   __device__ S* conv(const DecoderClusterLayer& layer) const {
     return static_cast<S*>(layer.conv) + rank * cut.channels;
   }
-  __device__ int64_t conv_place(int seq) const {
-    return int64_t{at<int>(cut.shared.slots)[seq]} * (cut.d_inner * kClusterBefore);
+  template <class S>
+  __device__ S* conv_of(S* states, int seq) const {
+    return of_slot(states, seq, cut.d_inner * kClusterBefore);
+  }
+  // In bytes, for which one instruction does.
+  template <class S>
+  __device__ S* of_slot(S* states, int seq, int elements) const {
+    using Bytes = std::conditional_t<std::is_const_v<S>, const char, char>;
+    return reinterpret_cast<S*>(reinterpret_cast<Bytes*>(states) +
+                                int64_t{at<int>(cut.shared.slots)[seq]} *
+                                    (elements * static_cast<int>(sizeof(S))));
   }
 };
 

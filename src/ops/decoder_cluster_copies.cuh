@@ -79,7 +79,7 @@ class ClusterStream {
       const uint32_t to = take(count * bytes);
       for (int i = 0; i < count; ++i)
         copy_bulk(to + static_cast<uint32_t>(i * bytes),
-                  b_.template ssm<const S>(layer) + b_.ssm_place(first + i), bytes, filled_);
+                  b_.ssm_of(b_.template ssm<const S>(layer), first + i), bytes, filled_);
     }
   }
   __device__ void copy_out_proj(const DecoderClusterLayer& layer) {
@@ -113,6 +113,7 @@ class ClusterSender {
     if (octet_ >= b_.octets) return;
     for (uint32_t layer = 0; layer < static_cast<uint32_t>(b_.a.n_layer); ++layer) {
       send_x(layer);
+      take_scales(layer);
       if (octet_ == 0) {
         send_parts(layer);
         send_x_dbl(layer);
@@ -147,6 +148,7 @@ class ClusterSender {
   // With the sum of squares of each sequence's outputs of this block.
   __device__ void send_x(uint32_t layer) const {
     wait_for_phase(b_.x_ready(), layer);
+    publish_to_copies();
     const int bytes = cut_.outputs * kClusterOctet * 2;
     if (to_another())
       send(own_place(cut_.shared.x, cut_.d_model, cut_.outputs),
@@ -166,6 +168,21 @@ class ClusterSender {
 #pragma unroll 4
     for (int i = 0; i < fours; ++i) sum += from[i];
     to[lane_] = sum;
+  }
+
+  // 1 / sqrt(mean(r^2) + eps) of each sequence.
+  __device__ void take_scales(uint32_t layer) const {
+    wait_for_phase(b_.x_full(), layer);
+    if (lane_ < kClusterOctet) {
+      const int seq = octet_ * kClusterOctet + lane_;
+      const float* const squares = b_.template at<float>(cut_.shared.squares) + seq;
+      float sum = 0;
+#pragma unroll
+      for (int block = 0; block < kClusterBlocks; ++block) sum += squares[block * kSeqs];
+      b_.template at<float>(cut_.shared.scale)[seq] = rsqrtf(fmaf(sum, b_.a.per_d_model, b_.a.eps));
+    }
+    __syncwarp();
+    if (lane_ == 0) arrive(b_.scales_ready());
   }
 
   // To each other block the part of the sums that it brings together.

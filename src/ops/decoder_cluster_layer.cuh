@@ -15,11 +15,7 @@ template <int kSeqs, class S>
 class ClusterLayers {
  public:
   __device__ explicit ClusterLayers(const ClusterBlock<kSeqs>& block)
-      : w_(block),
-        b_(block),
-        cut_(block.cut),
-        eps_(block.a.eps),
-        per_d_model_(block.a.per_d_model) {}
+      : w_(block), share_(w_.warp(), block.cut.channels), b_(block), cut_(block.cut) {}
 
   __device__ void run() {
     embed();
@@ -30,12 +26,14 @@ class ClusterLayers {
         const Channels channels(*this, layer);
         copy_conv_states(layer);
         in_proj(phase);
-        convolve(layer, channels);
+        S* const states = b_.template conv<S>(layer);
+        const ConvStates next = convolve(phase, channels, states);
+        x_proj();
+        store_states(states, channels, next);
       }
-      x_proj();
       const Floats<2 * kClusterTiles> bias = dt_bias(layer);
       dt_proj(phase, bias);
-      ClusterScan<kSeqs, S>(w_).run(layer);
+      ClusterScan<kSeqs, S>(w_, share_).run(layer);
       const Outputs outputs(*this, layer, l + 1 < b_.a.n_layer ? b_.a.layer[l + 1].norm : nullptr);
       out_proj(phase);
       finish(outputs);
@@ -101,7 +99,7 @@ class ClusterLayers {
     for (int i = w_.thread; i < count; i += kClusterThreads) {
       const int run = i / vectors;
       copy_async_uncached(to + static_cast<uint32_t>(16 * i),
-                          states + b_.conv_place(run / kClusterBefore) +
+                          b_.conv_of(states, run / kClusterBefore) +
                               run % kClusterBefore * cut_.d_inner + i % vectors * kVector);
     }
     end_copies();
@@ -109,7 +107,6 @@ class ClusterLayers {
   // The sums of the block's channels' x, then z, of each sequence.
   __device__ void in_proj(uint32_t phase) {
     wait_for_phase(b_.x_full(), phase);
-    take_scales();
     const int rows = 2 * cut_.channels;
     const uint64_t x = blocks_descriptor(b_.address(cut_.shared.x), 128, cut_.d_model * 16);
     float* const sums = b_.template at<float>(cut_.shared.sums);
@@ -127,59 +124,50 @@ class ClusterLayers {
               sums[Warps::seq_of(i) * cut_.sums_pitch() + row] = d[i];
         });
     wait_for_copies<0>();
-    Warps::meet();  // the sums, the scales and the convolution's states are there; x has been read
+    Warps::meet();  // the sums and the convolution's states are there; x has been read
   }
-  // 1 / sqrt(mean(r^2) + eps) of each sequence.
-  __device__ void take_scales() const {
-    if (w_.thread >= b_.seqs) return;
-    const float* const squares = b_.template at<float>(cut_.shared.squares) + w_.thread;
-    float sum = 0;
-#pragma unroll
-    for (int block = 0; block < kClusterBlocks; ++block) sum += squares[block * kSeqs];
-    b_.template at<float>(cut_.shared.scale)[w_.thread] = rsqrtf(fmaf(sum, per_d_model_, eps_));
-  }
-  // From the sums to u, z and the states; kConvTogether sequences at a time.
+  // From the sums to u, z and the states, kConvTogether sequences at a time.
   static constexpr int kConvTogether = 2;
-  __device__ void convolve(const DecoderClusterLayer& layer, const Channels& channels) const {
+  // States of a thread's last sequences: stored when x_proj's sums are on their way, for whoever
+  // publishes u waits for its stores.
+  struct ConvStates {
+    int first;  // sequence
+    Floats<4> state[kConvTogether][kClusterBefore];
+  };
+  __device__ ConvStates convolve(uint32_t phase, const Channels& channels, S* states) const {
     const auto [column, first, at_once] = channels.own;
     const int width = cut_.channels;
-    S* const states = b_.template conv<S>(layer) + column;
+    ConvStates next{.first = first, .state = {}};
+    wait_for_phase(b_.scales_ready(), phase);
     for (int seq0 = first; seq0 < b_.seqs; seq0 += kConvTogether * at_once) {
-      Floats<4> before[kConvTogether][kClusterBefore], x[kConvTogether], z[kConvTogether],
-          u[kConvTogether];
-#pragma unroll
-      for (int k = 0; k < kConvTogether; ++k) {
-        const int seq = min(seq0 + k * at_once, b_.seqs - 1);
-#pragma unroll
-        for (int i = 0; i < kClusterBefore; ++i)
-          before[k][i] = load_vector<4>(b_.template at<S>(cut_.shared.conv) +
-                                        (seq * kClusterBefore + i) * width + column);
-        const float* const sums =
-            b_.template at<float>(cut_.shared.sums) + seq * cut_.sums_pitch() + column;
-        const float scale = b_.template at<float>(cut_.shared.scale)[seq];
-        x[k] = load_vector<4>(sums), z[k] = load_vector<4>(sums + width);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          x[k][i] = fmaf(x[k][i], scale, channels.x_bias[i]);
-          z[k][i] = fmaf(z[k][i], scale, channels.z_bias[i]);
-        }
-        x[k] = unpack(pack<bf16>(x[k]));
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          u[k][i] = silu(channels.taps.convolve(i, before[k][0][i], before[k][1][i],
-                                                before[k][2][i], x[k][i]));
-      }
+      if (seq0 > first) store_states(states, channels, next);
+      next.first = seq0;
 #pragma unroll
       for (int k = 0; k < kConvTogether; ++k) {
         const int seq = seq0 + k * at_once;
-        if (seq >= b_.seqs) continue;
+        if (seq >= b_.seqs) break;
+        Floats<4> before[kClusterBefore], u;
+#pragma unroll
+        for (int i = 0; i < kClusterBefore; ++i)
+          before[i] = load_vector<4>(b_.template at<S>(cut_.shared.conv) +
+                                     (seq * kClusterBefore + i) * width + column);
+        const float* const sums =
+            b_.template at<float>(cut_.shared.sums) + seq * cut_.sums_pitch() + column;
+        const float scale = b_.template at<float>(cut_.shared.scale)[seq];
+        Floats<4> x = load_vector<4>(sums), z = load_vector<4>(sums + width);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          x[i] = fmaf(x[i], scale, channels.x_bias[i]);
+          z[i] = fmaf(z[i], scale, channels.z_bias[i]);
+        }
+        x = unpack(pack<bf16>(x));
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          u[i] = silu(channels.taps.convolve(i, before[0][i], before[1][i], before[2][i], x[i]));
         store_vector(b_.template at<bf16>(cut_.shared.u) + vector_place(cut_.u_width, seq, column),
-                     u[k]);
-        store_vector(b_.template at<bf16>(cut_.shared.z) + seq * width + column, z[k]);
-        S* const state = states + b_.conv_place(seq);
-        store_vector(state, before[k][1]);
-        store_vector(state + cut_.d_inner, before[k][2]);
-        store_vector(state + 2 * cut_.d_inner, x[k]);
+                     u);
+        store_vector(b_.template at<bf16>(cut_.shared.z) + seq * width + column, z);
+        next.state[k][0] = before[1], next.state[k][1] = before[2], next.state[k][2] = x;
       }
     }
     // Up to a whole tile x_proj's inputs are the next block's: times zero.
@@ -189,6 +177,18 @@ class ClusterLayers {
           make_uint4(0, 0, 0, 0);
     publish_to_copies();
     Warps::meet();  // u is there
+    return next;
+  }
+  __device__ void store_states(S* states, const Channels& channels, const ConvStates& next) const {
+#pragma unroll
+    for (int k = 0; k < kConvTogether; ++k) {
+      const int seq = next.first + k * channels.own.at_once;
+      if (seq >= b_.seqs) break;
+      S* const to = b_.conv_of(states + channels.own.column, seq);
+#pragma unroll
+      for (int i = 0; i < kClusterBefore; ++i)
+        store_vector(to + i * cut_.d_inner, next.state[k][i]);
+    }
   }
 
   // --- x_proj and dt_proj ---
@@ -255,7 +255,7 @@ class ClusterLayers {
 #pragma unroll
           for (int i = 0; i < kSums; ++i)
             if (const int row = tile * kClusterTile + Warps::row_of(i); row < cut_.channels)
-              steps[Warps::seq_of(i) * cut_.channels + row] = step[i];
+              steps[Warps::seq_of(i) * cut_.steps_pitch() + row] = step[i];
         });
     Warps::meet();  // delta, A and D are there
   }
@@ -355,9 +355,9 @@ class ClusterLayers {
   }
 
   Warps w_;
+  const ClusterScanShare share_;
   const ClusterBlock<kSeqs>& b_;
   const DecoderClusterPlan& cut_;
-  const float eps_, per_d_model_;
 };
 
 #endif

@@ -10,7 +10,7 @@ constexpr int kRowBytes = kClusterTile * 2;  // of a tile
 // Fewer would leave memory idle while a block awaits others.
 constexpr int kMinStages = 3;
 // Of the barriers: two for each stage, then one for each thing that is awaited.
-constexpr int kBarrierBytes = 8 * (2 * kClusterMaxStages + 6 + kClusterMaxOctets);
+constexpr int kBarrierBytes = 8 * (2 * kClusterMaxStages + 7 + kClusterMaxOctets);
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int round_up(int a, int b) { return ceil_div(a, b) * b; }
@@ -45,7 +45,7 @@ DecoderClusterShared lay_out(const DecoderClusterPlan& p, int state_bytes, int r
   s.z = take(p.seqs * p.channels * 2);
   s.x_dbl = take(p.seqs * p.x_proj_rows * 2);
   s.parts = s.steps = at;
-  take(std::max(p.seqs * p.x_proj_rows * 4, p.seqs * p.channels * 8));
+  take(std::max(p.seqs * p.x_proj_rows * 4, p.seqs * p.steps_pitch() * 8));
   at = std::max(at, behind_x);
   s.y = take(p.seqs * p.d_inner * 2);
   const int behind_y = std::exchange(at, s.y);

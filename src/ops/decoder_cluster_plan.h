@@ -69,6 +69,7 @@ struct DecoderClusterPlan {
   // Of kClusterTile inputs, the last one's ending early.
   constexpr int dt_steps() const { return (dt_rank + kClusterTile - 1) / kClusterTile; }
   constexpr int sums_pitch() const { return 2 * channels + kClusterGap; }
+  constexpr int steps_pitch() const { return channels + kClusterGap / 2; }
   static constexpr int out_pitch() { return kClusterTile + kClusterGap; }
 };
 

@@ -64,7 +64,7 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderShape& s, int state_
       {m.scale, p.seqs * 4},
       {m.residual, p.seqs * p.outputs * 4},
       {m.slots, p.seqs * 4},
-      {m.barriers, 8 * (2 * kClusterMaxStages + 6 + kClusterMaxOctets)}};
+      {m.barriers, 8 * (2 * kClusterMaxStages + 7 + kClusterMaxOctets)}};
   const Range conv = {m.conv, p.seqs * kClusterBefore * p.channels * state_bytes},
               sums = {m.sums, p.seqs * p.sums_pitch() * 4},
               out_sums = {m.out_sums, kClusterGroups * p.seqs * p.out_pitch() * 4},
@@ -84,8 +84,13 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderShape& s, int state_
   expect_beside({x, conv, sums, out_sums, received, x_sent});
   expect_beside({u, z, conv, sums, received, x_sent});
   expect_beside({u, z, x_dbl, {m.parts, p.seqs * p.x_proj_rows * 4}, received, x_sent});
-  expect_beside(
-      {u, z, x_dbl, {m.steps, p.seqs * p.channels * 8}, {m.y, vectors * p.d_inner}, A, y_sent});
+  expect_beside({u,
+                 z,
+                 x_dbl,
+                 {m.steps, p.seqs * p.steps_pitch() * 8},
+                 {m.y, vectors * p.d_inner},
+                 A,
+                 y_sent});
   expect_beside({x, conv, out_sums, x_sent, y_sent});
 }
 

@@ -37,12 +37,15 @@ class ClusterWarps {
         thread(static_cast<int>(threadIdx.x)),
         group(ClusterBlock<kSeqs>::group()) {}
 
+  // The same for the whole warp, as the compiler sees it, too.
+  __device__ static int warp() { return __shfl_sync(~0u, ClusterBlock<kSeqs>::warp(), 0); }
+
   __device__ ClusterFour four_of(int width) const { return {thread, width, kSeqs}; }
 
   __device__ static void meet() { meet_first<kClusterThreads>(); }
-  // What the warp wrote to shared memory may be sent.
+  // What the warp wrote to shared memory may be sent: by a warp that publishes it to copies, for
+  // all who wrote it. (Here, each would wait for its stores to memory, too.)
   __device__ static void tell(uint32_t barrier) {
-    publish_to_copies();
     __syncwarp();
     if (ClusterBlock<kSeqs>::lane() == 0) arrive(barrier);
   }
