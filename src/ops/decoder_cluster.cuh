@@ -60,8 +60,9 @@ struct ClusterStage {
 // A block of a cluster. What blocks send each other arrives at the same place in each, and at a
 // barrier of the receiver's, which also hears of the block's own part. A place is free again
 // before anybody sends to it: who sends for the next layer has received what every block
-// sent behind its reading. That what a block sends has left it shows only in what it receives of
-// all who needed it: until then it lies where nothing else is written (x_sent, y_sent).
+// sent behind its reading; of y's, where other things lie before, every block tells. That what a
+// block sends has left it shows only in what it receives of all who needed it: until then it lies
+// where nothing else is written (x_sent, y_sent).
 template <int kSeqs>
 struct ClusterBlock {
   static constexpr int kMaxOctets = kSeqs / kClusterOctet;
@@ -114,7 +115,10 @@ struct ClusterBlock {
   __device__ uint32_t parts_ready() const { return full(2 * kClusterMaxStages + 5); }
   // 1 / sqrt(mean(r^2)) of each sequence is there.
   __device__ uint32_t scales_ready() const { return full(2 * kClusterMaxStages + 6); }
-  __device__ uint32_t y_ready(int octet) const { return full(2 * kClusterMaxStages + 7 + octet); }
+  // The block needs nothing more of what lies in y's place; nor does any block: y may be sent.
+  __device__ uint32_t place_left() const { return full(2 * kClusterMaxStages + 7); }
+  __device__ uint32_t place_free() const { return full(2 * kClusterMaxStages + 8); }
+  __device__ uint32_t y_ready(int octet) const { return full(2 * kClusterMaxStages + 9 + octet); }
 
   // One thread; then the cluster meets.
   __device__ void init_barriers() const {
@@ -125,8 +129,9 @@ struct ClusterBlock {
     for (const uint32_t barrier : {received_full(), x_dbl_full()}) init_mbarrier(barrier, 1);
     for (const uint32_t barrier : {x_full(), scales_ready(), y_full()})
       init_mbarrier(barrier, octets);
-    init_mbarrier(x_ready(), kClusterCopyWarp);
-    init_mbarrier(parts_ready(), kClusterCopyWarp);
+    for (const uint32_t barrier : {x_ready(), parts_ready(), place_left()})
+      init_mbarrier(barrier, kClusterCopyWarp);
+    init_mbarrier(place_free(), kClusterBlocks);
     for (int octet = 0; octet < kMaxOctets; ++octet)
       init_mbarrier(y_ready(octet), kClusterCopyWarp);
     publish_mbarriers();

@@ -19,10 +19,12 @@ class ClusterStream {
   __device__ void run() {
     for (int l = 0; l < b_.a.n_layer; ++l) {
       const DecoderClusterLayer& layer = b_.a.layer[l];
-      copy_in_proj(layer);
-      for (const CUtensorMap* map : {&layer.dt_proj, &layer.out_proj}) prefetch_map(*map);
+      copy_in_proj(layer, 0);
+      for (const CUtensorMap* map : {&layer.x_proj, &layer.dt_proj, &layer.out_proj})
+        prefetch_map(*map);
       if (l + 1 < b_.a.n_layer) prefetch_map(b_.a.layer[l + 1].in_proj);
       copy_x_proj(layer);
+      copy_in_proj(layer, cut_.d_inner);
       copy_scan(layer);
       copy_states(layer);
       copy_out_proj(layer);
@@ -47,15 +49,11 @@ class ClusterStream {
                 column + i * kClusterTile, filled_);
   }
 
-  __device__ void copy_in_proj(const DecoderClusterLayer& layer) {
-    prefetch_map(layer.x_proj);
-    const int bytes = cut_.channels * kTileBytes;
-    for (int k = 0; k < cut_.d_model; k += kClusterTile) {
-      const uint32_t to = take(2 * bytes);
-      copy_tile(to, layer.in_proj, channel0_, k, filled_);
-      copy_tile(to + static_cast<uint32_t>(bytes), layer.in_proj, cut_.d_inner + channel0_, k,
-                filled_);
-    }
+  // Its rows of x, or of z behind them.
+  __device__ void copy_in_proj(const DecoderClusterLayer& layer, int first) {
+    for (int k = 0; k < cut_.d_model; k += 2 * kClusterTile)
+      copy_tiles(take(2 * cut_.channels * kTileBytes), layer.in_proj, cut_.channels,
+                 first + channel0_, k, 2);
   }
   __device__ void copy_x_proj(const DecoderClusterLayer& layer) {
     const int tiles = cut_.u_width / kClusterTile;
@@ -83,11 +81,9 @@ class ClusterStream {
     }
   }
   __device__ void copy_out_proj(const DecoderClusterLayer& layer) {
-    const int steps = cut_.d_inner / kClusterTile;
-    // Zeros behind the last step.
-    for (int step = 0; step < steps; step += kClusterGroups)
-      copy_tiles(take(kClusterGroups * cut_.outputs * kTileBytes), layer.out_proj, cut_.outputs,
-                 b_.rank * cut_.outputs, step * kClusterTile, kClusterGroups);
+    for (int k = 0; k < cut_.d_inner; k += kClusterOutSteps * kClusterTile)
+      copy_tiles(take(kClusterOutSteps * cut_.outputs * kTileBytes), layer.out_proj, cut_.outputs,
+                 b_.rank * cut_.outputs, k, kClusterOutSteps);
   }
 
   const ClusterBlock<kSeqs>& b_;
@@ -97,8 +93,7 @@ class ClusterStream {
   uint32_t filled_ = 0;
 };
 
-// One warp of a block for each octet of sequences; lane i sends to block i. (A warp's copies leave
-// one by one.)
+// One warp of a block for each octet of sequences.
 template <int kSeqs>
 class ClusterSender {
  public:
@@ -117,6 +112,7 @@ class ClusterSender {
       if (octet_ == 0) {
         send_parts(layer);
         send_x_dbl(layer);
+        send_place(layer);
       }
       send_y(layer);
     }
@@ -129,9 +125,19 @@ class ClusterSender {
   __device__ int runs_of(int block) const {
     return max(0, min(cut_.own_runs(), cut_.x_dbl_runs() - block * cut_.own_runs()));
   }
-  __device__ bool to_another() const { return lane_ < kClusterBlocks && lane_ != b_.rank; }
+  // copy(block) for each other one, by one lane: several lanes' copies leave one by one, too, each
+  // behind a turn of a loop that elects its lane.
+  template <class Copy>
+  __device__ void to_others(const Copy& copy) const {
+    if (elect_one()) {
+#pragma unroll 5
+      for (int i = 0; i < kOthers; ++i) copy(i < b_.rank ? i : i + 1);
+    }
+    __syncwarp();
+  }
   __device__ void send(int to, int from, int bytes, uint32_t barrier) const {
-    copy_to_block(lane_, b_.address(to), b_.address(from), bytes, barrier);
+    to_others(
+        [&](int block) { copy_to_block(block, b_.address(to), b_.address(from), bytes, barrier); });
   }
   // What this warp wrote is there for its copies, and for all who hear of the barrier.
   __device__ void announce(uint32_t barrier, int bytes) const {
@@ -150,24 +156,25 @@ class ClusterSender {
     wait_for_phase(b_.x_ready(), layer);
     publish_to_copies();
     const int bytes = cut_.outputs * kClusterOctet * 2;
-    if (to_another())
-      send(own_place(cut_.shared.x, cut_.d_model, cut_.outputs),
-           cut_.shared.x_sent + octet_ * bytes, bytes, b_.x_full());
+    send(own_place(cut_.shared.x, cut_.d_model, cut_.outputs), cut_.shared.x_sent + octet_ * bytes,
+         bytes, b_.x_full());
     const int squares = cut_.shared.squares + (b_.rank * kSeqs + octet_ * kClusterOctet) * 4;
     constexpr int kSquareBytes = kClusterOctet * 4;
-    if (lane_ < kClusterOctet) sum_squares(b_.template at<float>(squares));
+    sum_squares(b_.template at<float>(squares));
     announce(b_.x_full(), kOthers * (bytes + kSquareBytes));
-    if (to_another()) send(squares, squares, kSquareBytes, b_.x_full());
-    __syncwarp();
+    send(squares, squares, kSquareBytes, b_.x_full());
   }
   __device__ void sum_squares(float* to) const {
-    const int fours = cut_.outputs / 4;
+    constexpr int kLanes = 32 / kClusterOctet;  // of a sequence
+    const int fours = cut_.outputs / 4, seq = lane_ / kLanes;
     const float* const from =
-        b_.template at<float>(cut_.shared.row_squares) + (octet_ * kClusterOctet + lane_) * fours;
+        b_.template at<float>(cut_.shared.row_squares) + (octet_ * kClusterOctet + seq) * fours;
     float sum = 0;
 #pragma unroll 4
-    for (int i = 0; i < fours; ++i) sum += from[i];
-    to[lane_] = sum;
+    for (int i = lane_ % kLanes; i < fours; i += kLanes) sum += from[i];
+#pragma unroll
+    for (int d = 1; d < kLanes; d *= 2) sum += __shfl_xor_sync(~0u, sum, d);
+    if (lane_ % kLanes == 0) to[seq] = sum;
   }
 
   // 1 / sqrt(mean(r^2) + eps) of each sequence.
@@ -190,11 +197,11 @@ class ClusterSender {
     wait_for_phase(b_.parts_ready(), layer);
     const int place = cut_.own_runs() * 32;  // of a part of its runs of eight sums
     announce(b_.received_full(), kOthers * own_runs_ * 32);
-    const int runs = runs_of(lane_);
-    if (to_another() && runs > 0)
-      copy_to_block(lane_, b_.address(cut_.shared.received + b_.rank * place),
-                    b_.address(cut_.shared.parts + lane_ * place), runs * 32, b_.received_full());
-    __syncwarp();
+    to_others([&](int block) {
+      if (const int runs = runs_of(block); runs > 0)
+        copy_to_block(block, b_.address(cut_.shared.received + b_.rank * place),
+                      b_.address(cut_.shared.parts + block * place), runs * 32, b_.received_full());
+    });
   }
 
   // The parts in the blocks' order, rounded.
@@ -215,20 +222,24 @@ class ClusterSender {
       store_vector(b_.template at<bf16>(cut_.shared.x_dbl) + first * 8 + four * 4, part[0]);
     }
     announce(b_.x_dbl_full(), (cut_.x_dbl_runs() - own_runs_) * 16);
-    if (to_another() && own_runs_ > 0)
+    if (own_runs_ > 0)
       send(cut_.shared.x_dbl + first * 16, cut_.shared.x_dbl + first * 16, own_runs_ * 16,
            b_.x_dbl_full());
-    __syncwarp();
   }
 
+  // That y may come here.
+  __device__ void send_place(uint32_t layer) const {
+    wait_for_phase(b_.place_left(), layer);
+    if (lane_ < kClusterBlocks) arrive_at_block(lane_, b_.place_free());
+    __syncwarp();
+  }
   __device__ void send_y(uint32_t layer) const {
     wait_for_phase(b_.y_ready(octet_), layer);
+    wait_for_phase(b_.place_free(), layer);
     const int bytes = cut_.channels * kClusterOctet * 2;
     announce(b_.y_full(), kOthers * bytes);
-    if (to_another())
-      send(own_place(cut_.shared.y, cut_.d_inner, cut_.channels),
-           cut_.shared.y_sent + octet_ * bytes, bytes, b_.y_full());
-    __syncwarp();
+    send(own_place(cut_.shared.y, cut_.d_inner, cut_.channels), cut_.shared.y_sent + octet_ * bytes,
+         bytes, b_.y_full());
   }
 
   const ClusterBlock<kSeqs>& b_;

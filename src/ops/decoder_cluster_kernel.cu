@@ -13,11 +13,12 @@ constexpr int kThreads = kClusterAllThreads;
 // the weights once, from the L2 cache when another cluster was there before: one warp copies them
 // and the states into a ring of stages, past everything that is awaited. Products go through the
 // tensor cores, sequences along their columns. u never leaves its block: x_proj is multiplied by
-// parts of its inputs. The blocks of a cluster exchange x (bf16(r norm), with sums of r^2, by whose
-// mean in_proj's sums are divided), the parts of x_dbl's sums, x_dbl, and y, eight sequences at a
-// time while the others are scanned: all of it from shared memory to shared memory. Numerics: sums
-// in f32, of out_proj by warpgroups, then in order; of x_proj by blocks, then in order; rounded to
-// bf16 where the ops' outputs are.
+// parts of its inputs, and in_proj by halves: z's waits until those parts are on their way. The
+// blocks of a cluster exchange x (bf16(r norm), with sums of r^2, by whose mean in_proj's sums are
+// divided), the parts of x_dbl's sums, x_dbl, and y, eight sequences at a time while the others are
+// scanned: all of it from shared memory to shared memory. Numerics: sums in f32, of out_proj by
+// warpgroups, then in order; of x_proj by blocks, then in order; rounded to bf16 where the ops'
+// outputs are.
 template <int kSeqs, class S>
 __global__ void __launch_bounds__(kThreads, 1)
     decoder_cluster_layers(const __grid_constant__ DecoderClusterArgs args) {

@@ -25,14 +25,19 @@ class ClusterLayers {
       {
         const Channels channels(*this, layer);
         copy_conv_states(layer);
-        in_proj(phase);
+        wait_for_phase(b_.x_full(), phase);
+        in_proj();
+        wait_for_copies<0>();
+        Warps::meet();  // the sums and the convolution's states are there
         S* const states = b_.template conv<S>(layer);
         const ConvStates next = convolve(phase, channels, states);
         x_proj();
         store_states(states, channels, next);
       }
-      const Floats<2 * kClusterTiles> bias = dt_bias(layer);
-      dt_proj(phase, bias);
+      const ScanChannel channel(*this, layer);
+      in_proj();
+      dt_proj(phase);
+      take_steps(channel);
       ClusterScan<kSeqs, S>(w_, share_).run(layer);
       const Outputs outputs(*this, layer, l + 1 < b_.a.n_layer ? b_.a.layer[l + 1].norm : nullptr);
       out_proj(phase);
@@ -77,13 +82,11 @@ class ClusterLayers {
   struct Channels {
     ClusterFour own;
     Taps<4> taps;
-    Floats<4> x_bias{}, z_bias{};
+    Floats<4> bias{};
 
     __device__ Channels(const ClusterLayers& of, const DecoderClusterLayer& layer)
         : own(of.w_.four_of(of.cut_.channels)), taps(layer.conv_weight, layer.conv_bias, at(of)) {
-      if (!layer.in_bias) return;
-      x_bias = load_vector<4>(layer.in_bias + at(of));
-      z_bias = load_vector<4>(layer.in_bias + of.cut_.d_inner + at(of));
+      if (layer.in_bias) bias = load_vector<4>(layer.in_bias + at(of));
     }
     __device__ int at(const ClusterLayers& of) const {
       return of.b_.rank * of.cut_.channels + own.column;
@@ -104,29 +107,30 @@ class ClusterLayers {
     }
     end_copies();
   }
-  // The sums of the block's channels' x, then z, of each sequence.
-  __device__ void in_proj(uint32_t phase) {
-    wait_for_phase(b_.x_full(), phase);
-    const int rows = 2 * cut_.channels;
+  // The sums of half of in_proj's rows for the block's channels, first those of x, then, while
+  // x_dbl is on its way, those of z: two steps of inputs to a stage.
+  __device__ __forceinline__ void in_proj() {
+    const int rows = cut_.channels;
     const uint64_t x = blocks_descriptor(b_.address(cut_.shared.x), 128, cut_.d_model * 16);
-    float* const sums = b_.template at<float>(cut_.shared.sums);
     w_.product(
-        rows, cut_.d_model / kClusterTile, /*one_stage=*/false,
-        [&](float(&d)[kSums], uint32_t stage, int step, int tile) {
-          Warps::multiply_step(
-              d, tile_descriptor(stage + static_cast<uint32_t>(tile * kClusterTile * kTileBytes)),
-              x, step);
-        },
-        [&](const float(&d)[kSums], int, int tile) {
+        rows, cut_.d_model / (2 * kClusterTile), /*one_stage=*/false,
+        [&](float(&d)[kSums], uint32_t stage, int i, int tile) {
 #pragma unroll
-          for (int i = 0; i < kSums; ++i)
-            if (const int row = tile * kClusterTile + Warps::row_of(i); row < rows)
-              sums[Warps::seq_of(i) * cut_.sums_pitch() + row] = d[i];
-        });
-    wait_for_copies<0>();
-    Warps::meet();  // the sums and the convolution's states are there; x has been read
+          for (int step = 0; step < 2; ++step)
+            Warps::multiply_step(d, tile_descriptor(Warps::tile_at(stage, step, rows, tile)), x,
+                                 2 * i + step);
+        },
+        [&](const float(&d)[kSums], int, int tile) { keep_sums(d, tile, cut_.shared.sums); });
   }
-  // From the sums to u, z and the states, kConvTogether sequences at a time.
+  // Of a tile of the block's channels, by sequences.
+  __device__ void keep_sums(const float (&d)[kSums], int tile, int place) const {
+    float* const sums = b_.template at<float>(place);
+#pragma unroll
+    for (int i = 0; i < kSums; ++i)
+      if (const int row = tile * kClusterTile + Warps::row_of(i); row < cut_.channels)
+        sums[Warps::seq_of(i) * cut_.sums_pitch() + row] = d[i];
+  }
+  // From the sums to u and the states, kConvTogether sequences at a time.
   static constexpr int kConvTogether = 2;
   // States of a thread's last sequences: stored when x_proj's sums are on their way, for whoever
   // publishes u waits for its stores.
@@ -154,19 +158,15 @@ class ClusterLayers {
         const float* const sums =
             b_.template at<float>(cut_.shared.sums) + seq * cut_.sums_pitch() + column;
         const float scale = b_.template at<float>(cut_.shared.scale)[seq];
-        Floats<4> x = load_vector<4>(sums), z = load_vector<4>(sums + width);
+        Floats<4> x = load_vector<4>(sums);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          x[i] = fmaf(x[i], scale, channels.x_bias[i]);
-          z[i] = fmaf(z[i], scale, channels.z_bias[i]);
-        }
+        for (int i = 0; i < 4; ++i) x[i] = fmaf(x[i], scale, channels.bias[i]);
         x = unpack(pack<bf16>(x));
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           u[i] = silu(channels.taps.convolve(i, before[0][i], before[1][i], before[2][i], x[i]));
         store_vector(b_.template at<bf16>(cut_.shared.u) + vector_place(cut_.u_width, seq, column),
                      u);
-        store_vector(b_.template at<bf16>(cut_.shared.z) + seq * width + column, z);
         next.state[k][0] = before[1], next.state[k][1] = before[2], next.state[k][2] = x;
       }
     }
@@ -211,24 +211,11 @@ class ClusterLayers {
         });
     Warps::tell(b_.parts_ready());
   }
-  // Of a thread's rows of dt_proj's tiles.
-  __device__ Floats<2 * kClusterTiles> dt_bias(const DecoderClusterLayer& layer) const {
-    Floats<2 * kClusterTiles> bias{};
-    w_.for_tiles(cut_.channels, [&](int t, int tile) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (const int row = tile * kClusterTile + Warps::row_of(2 * half); row < cut_.channels)
-          bias[2 * t + half] = layer.dt_bias[b_.rank * cut_.channels + row];
-    });
-    return bias;
-  }
-  // delta and delta u of each sequence and channel.
-  __device__ void dt_proj(uint32_t phase, const Floats<2 * kClusterTiles>& bias) {
-    wait_for_phase(b_.x_dbl_full(), phase);
+  // Its sums by sequences; before, what the scan takes of the layer.
+  __device__ void dt_proj(uint32_t phase) {
     keep_parameters(w_.await_stage());
+    wait_for_phase(b_.x_dbl_full(), phase);
     const uint64_t dt = blocks_descriptor(b_.address(cut_.shared.x_dbl), kSeqs * 16, 128);
-    const bf16* const u = b_.template at<bf16>(cut_.shared.u);
-    auto* const steps = b_.template at<float2>(cut_.shared.steps);
     w_.product(
         cut_.channels, cut_.dt_steps(), /*one_stage=*/true,
         [&](float(&d)[kSums], uint32_t stage, int step, int tile) {
@@ -237,27 +224,52 @@ class ClusterLayers {
 #pragma unroll
           for (int k = 0; k < kClusterTile; k += 16)
             multiply_tiles(
-                d, a + k / 8,
-                dt + static_cast<uint32_t>(min(step * kClusterTile + k, cut_.x_proj_rows - 16) / 8 *
-                                           kSeqs));
+                d, behind(a, static_cast<uint32_t>(k / 8)),
+                behind(dt, static_cast<uint32_t>(
+                               min(step * kClusterTile + k, cut_.x_proj_rows - 16) / 8 * kSeqs)));
         },
-        [&](const float(&d)[kSums], int t, int tile) {
-          float2 step[kSums];
-#pragma unroll
-          for (int i = 0; i < kSums; ++i) {
-            const int row = min(tile * kClusterTile + Warps::row_of(i), cut_.channels - 1);
-            const float sum = unpack(pack<bf16>(Floats<1>{{d[i]}}))[0];
-            const float delta = softplus(sum + bias[2 * t + i % 4 / 2]);
-            const float in =
-                load_vector<1>(u + vector_place(cut_.u_width, Warps::seq_of(i), row))[0];
-            step[i] = make_float2(delta, delta * in);
-          }
-#pragma unroll
-          for (int i = 0; i < kSums; ++i)
-            if (const int row = tile * kClusterTile + Warps::row_of(i); row < cut_.channels)
-              steps[Warps::seq_of(i) * cut_.steps_pitch() + row] = step[i];
-        });
-    Warps::meet();  // delta, A and D are there
+        [&](const float(&d)[kSums], int, int tile) { keep_sums(d, tile, cut_.shared.dt_sums); });
+    Warps::meet();  // the sums, of z, too, and A and D are there; x has been read
+  }
+  // A thread's channel on the way to the scan, of every at_once-th sequence.
+  struct ScanChannel {
+    int channel, first, at_once;
+    float dt_bias, z_bias = 0;
+
+    __device__ ScanChannel(const ClusterLayers& of, const DecoderClusterLayer& layer)
+        : channel(of.w_.thread % of.cut_.channels),
+          first(of.w_.thread / of.cut_.channels),
+          at_once(kClusterThreads / of.cut_.channels) {
+      const int in_all = of.b_.rank * of.cut_.channels + channel;
+      if (first >= at_once) first = kSeqs;
+      dt_bias = layer.dt_bias[in_all];
+      if (layer.in_bias) z_bias = layer.in_bias[of.cut_.d_inner + in_all];
+    }
+  };
+  // What the scan takes of sequences, out of y's place to x's.
+  __device__ void take_steps(const ScanChannel& c) const {
+    const float* const dt_sums = b_.template at<float>(cut_.shared.dt_sums) + c.channel;
+    const float* const z_sums = b_.template at<float>(cut_.shared.sums) + c.channel;
+    const float* const scales = b_.template at<float>(cut_.shared.scale);
+    const bf16* const us =
+        b_.template at<bf16>(cut_.shared.u) + vector_place(cut_.u_width, 0, c.channel);
+#pragma unroll 2
+    for (int seq = c.first; seq < b_.seqs; seq += c.at_once) {
+      const float u = load_vector<1>(us + vector_place(cut_.u_width, seq, 0))[0];
+      const float z = fmaf(z_sums[seq * cut_.sums_pitch()], scales[seq], c.z_bias);
+      const Floats<1> sum{{dt_sums[seq * cut_.sums_pitch()]}};
+      const float delta = softplus(unpack(pack<bf16>(sum))[0] + c.dt_bias);
+      b_.template at<float2>(cut_.shared.steps)[seq * cut_.steps_pitch() + c.channel] =
+          make_float2(delta, delta * u);
+      store_vector(b_.template at<bf16>(cut_.shared.uz) + 2 * (seq * cut_.channels + c.channel),
+                   Floats<2>{{u, z}});
+    }
+    const auto* const BC =
+        b_.template at<uint4>(cut_.shared.x_dbl + 2 * x_dbl_place(kSeqs, 0, cut_.dt_rank));
+    constexpr int kVectors = kSeqs * 2 * kClusterStates / 8;
+    if (w_.thread < kVectors) b_.template at<uint4>(cut_.shared.BC)[w_.thread] = BC[w_.thread];
+    Warps::tell(b_.place_left());
+    Warps::meet();  // all that the scan takes is there
   }
   // A, times log2 e, and D, out of the stage behind dt_proj's tiles.
   __device__ void keep_parameters(uint32_t stage) const {
@@ -293,27 +305,24 @@ class ClusterLayers {
       if (next_norm) norm = load_vector<4>(next_norm + output);
     }
   };
-  // Each warpgroup takes every third step of the inputs.
+  // Each warpgroup takes every third stage.
   __device__ void out_proj(uint32_t phase) {
     wait_for_phase(b_.y_full(), phase);
-    const int steps = cut_.d_inner / kClusterTile;
+    const int stages = cut_.d_inner / (kClusterOutSteps * kClusterTile);
     const uint64_t y = blocks_descriptor(b_.address(cut_.shared.y), 128, cut_.d_inner * 16);
     float* const sums =
         b_.template at<float>(cut_.shared.out_sums) + w_.group * kSeqs * cut_.out_pitch();
-    w_.template product_of<1>(
-        (steps + kClusterGroups - 1) / kClusterGroups, /*one_stage=*/false,
-        [&](float(&d)[kSums], uint32_t stage, int i, int) {
-          const uint64_t a =
-              tile_descriptor(stage + static_cast<uint32_t>(w_.group * cut_.outputs * kTileBytes));
-          // Behind the last step the tile is zero: times any of y.
-          Warps::multiply_step(d, a, y, min(i * kClusterGroups + w_.group, steps - 1));
-        },
-        [&](const float(&d)[kSums], int, int) {
-          Warps::meet();  // y has been read
+    float d[kSums] = {};
+    w_.product_in_turn(d, stages, [&](uint32_t stage, int i) {
 #pragma unroll
-          for (int i = 0; i < kSums; ++i)
-            sums[Warps::seq_of(i) * cut_.out_pitch() + Warps::row_of(i)] = d[i];
-        });
+      for (int step = 0; step < kClusterOutSteps; ++step)
+        Warps::multiply_step(d, tile_descriptor(Warps::tile_at(stage, step, cut_.outputs, 0)), y,
+                             i * kClusterOutSteps + step);
+    });
+    Warps::meet();  // y has been read
+#pragma unroll
+    for (int i = 0; i < kSums; ++i)
+      sums[Warps::seq_of(i) * cut_.out_pitch() + Warps::row_of(i)] = d[i];
     Warps::meet();  // all warpgroups' sums are there
   }
   // From the sums to the residual stream.

@@ -10,7 +10,7 @@ constexpr int kRowBytes = kClusterTile * 2;  // of a tile
 // Fewer would leave memory idle while a block awaits others.
 constexpr int kMinStages = 3;
 // Of the barriers: two for each stage, then one for each thing that is awaited.
-constexpr int kBarrierBytes = 8 * (2 * kClusterMaxStages + 7 + kClusterMaxOctets);
+constexpr int kBarrierBytes = 8 * (2 * kClusterMaxStages + 9 + kClusterMaxOctets);
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int round_up(int a, int b) { return ceil_div(a, b) * b; }
@@ -25,14 +25,14 @@ bool possible(const DecoderShape& s) {
          s.dt_rank >= 8 && s.dt_rank % 8 == 0 && s.x_proj_rows() <= kClusterGroups * kClusterTile;
 }
 
-// The most that a block copies at a time: a step of inputs of in_proj, all of x_proj, of dt_proj
-// with A and D, or a step for each warpgroup of out_proj.
+// The most that a block copies at a time: two steps of inputs of half of in_proj, all of x_proj, of
+// dt_proj with A and D, or kClusterOutSteps of out_proj.
 int stage_bytes(const DecoderClusterPlan& p) {
   const int x_proj = p.u_width / kClusterTile * p.x_proj_rows * kRowBytes;
   const int scan = p.channels * (p.dt_steps() * kRowBytes + kClusterStates * 4 + 4);
-  return round_up(
-      std::max({2 * p.channels * kRowBytes, x_proj, scan, kClusterGroups * p.outputs * kRowBytes}),
-      kClusterAlignment);
+  return round_up(std::max({2 * p.channels * kRowBytes, x_proj, scan,
+                            kClusterOutSteps * p.outputs * kRowBytes}),
+                  kClusterAlignment);
 }
 
 DecoderClusterShared lay_out(const DecoderClusterPlan& p, int state_bytes, int ring_bytes) {
@@ -41,21 +41,24 @@ DecoderClusterShared lay_out(const DecoderClusterPlan& p, int state_bytes, int r
   const auto take = [&](int bytes) { return std::exchange(at, at + round_up(bytes, 128)); };
   s.x = take(p.seqs * p.d_model * 2);
   const int behind_x = std::exchange(at, s.x);
-  s.u = take(p.seqs * p.u_width * 2);
-  s.z = take(p.seqs * p.channels * 2);
-  s.x_dbl = take(p.seqs * p.x_proj_rows * 2);
-  s.parts = s.steps = at;
-  take(std::max(p.seqs * p.x_proj_rows * 4, p.seqs * p.steps_pitch() * 8));
+  s.steps = take(p.seqs * p.steps_pitch() * 8);
+  s.uz = take(p.seqs * p.channels * 4);
+  s.BC = take(p.seqs * 2 * kClusterStates * 2);
   at = std::max(at, behind_x);
   s.y = take(p.seqs * p.d_inner * 2);
   const int behind_y = std::exchange(at, s.y);
-  s.conv = take(p.seqs * kClusterBefore * p.channels * state_bytes);
+  s.conv = s.dt_sums = take(p.seqs * kClusterBefore * p.channels * state_bytes);
   s.sums = take(p.seqs * p.sums_pitch() * 4);
+  s.x_sent = take(p.seqs * p.outputs * 2);
   s.out_sums = take(kClusterGroups * p.seqs * p.out_pitch() * 4);
-  at = std::max(at, behind_y);
+  const int behind_sums = std::exchange(at, s.out_sums);
+  s.u = take(p.seqs * p.u_width * 2);
+  s.x_dbl = take(p.seqs * p.x_proj_rows * 2);
+  s.parts = take(p.seqs * p.x_proj_rows * 4);
+  at = std::max({at, behind_sums, behind_y});
   s.received = s.y_sent =
       take(std::max(kClusterBlocks * p.own_runs() * 32, p.seqs * p.channels * 2));
-  s.A = s.x_sent = take(std::max(p.channels * kClusterStates * 4, p.seqs * p.outputs * 2));
+  s.A = take(p.channels * kClusterStates * 4);
   s.D = take(p.channels * 4);
   s.squares = take(kClusterBlocks * p.seqs * 4);
   s.row_squares = take(p.seqs * p.outputs);

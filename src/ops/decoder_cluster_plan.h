@@ -16,9 +16,10 @@ inline constexpr int kClusterGroups = 3;  // warpgroups that compute
 inline constexpr int kClusterThreads = 128 * kClusterGroups;
 // One more warp copies what comes from memory.
 inline constexpr int kClusterCopyWarp = 4 * kClusterGroups;
-inline constexpr int kClusterTile = 64;  // rows, or inputs, of a product of the tensor cores
-inline constexpr int kClusterTiles = 2;  // of rows that a warpgroup multiplies at a time
-inline constexpr int kClusterOctet = 8;  // sequences that are sent at a time
+inline constexpr int kClusterTile = 64;     // rows, or inputs, of a product of the tensor cores
+inline constexpr int kClusterTiles = 2;     // of rows that a warpgroup multiplies at a time
+inline constexpr int kClusterOutSteps = 4;  // of inputs of out_proj at a time
+inline constexpr int kClusterOctet = 8;     // sequences that are sent at a time
 inline constexpr int kClusterMaxSeqs = 24;
 inline constexpr int kClusterMaxOctets = kClusterMaxSeqs / kClusterOctet;
 // Behind the copying warp: each sends what other blocks await of its octet.
@@ -33,15 +34,17 @@ inline constexpr int kClusterStates = 16, kClusterBefore = 3;  // d_state, d_con
 // Byte offsets into a block's shared memory, from a multiple of kClusterAlignment on.
 struct DecoderClusterShared {
   int ring = 0;
-  // bf16(r norm) of all of d_model, then u, z, x_dbl and what the scan takes of a sequence and
-  // channel. x_dbl and the parts of its sums lie as they are sent (decoder_cluster.cuh).
-  int x = 0, u = 0, z = 0, x_dbl = 0, parts = 0, steps = 0;
-  // y of all of d_inner; before, the convolution's states and in_proj's sums; behind, out_proj's.
-  int y = 0, conv = 0, sums = 0, out_sums = 0;
+  // x, bf16(r norm) of all of d_model; behind in_proj, what the scan takes: of a sequence and
+  // channel delta with delta u, and u with z; B with C of a sequence.
+  int x = 0, steps = 0, uz = 0, BC = 0;
+  // y of all of d_inner. Before, the convolution's states and, behind it, dt_proj's sums; in_proj's
+  // sums for x, then for z; u, x_dbl and the parts of its sums, which lie as they are sent
+  // (decoder_cluster.cuh). Behind, out_proj's sums.
+  int y = 0, conv = 0, dt_sums = 0, sums = 0, u = 0, x_dbl = 0, parts = 0, out_sums = 0;
   int received = 0;  // parts of x_dbl's sums, by all blocks
   int A = 0, D = 0;
   // What a block sends of x and y lies apart from where it is multiplied, whose place is taken
-  // before all others have it: x in A's, which is idle until x_dbl is there, y in received's, which
+  // before all others have it: x in y's place, which is taken behind x_dbl, y in received's, which
   // is idle until the next layer's.
   int x_sent = 0, y_sent = 0;
   int squares = 0, row_squares = 0, scale = 0;
@@ -68,7 +71,7 @@ struct DecoderClusterPlan {
   constexpr int own_runs() const { return (x_dbl_runs() + kClusterBlocks - 1) / kClusterBlocks; }
   // Of kClusterTile inputs, the last one's ending early.
   constexpr int dt_steps() const { return (dt_rank + kClusterTile - 1) / kClusterTile; }
-  constexpr int sums_pitch() const { return 2 * channels + kClusterGap; }
+  constexpr int sums_pitch() const { return channels + kClusterGap; }
   constexpr int steps_pitch() const { return channels + kClusterGap / 2; }
   static constexpr int out_pitch() { return kClusterTile + kClusterGap; }
 };

@@ -59,20 +59,23 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderShape& s, int state_
   const std::vector<Range> always = {
       {m.ring, ring},
       {m.D, p.channels * 4},
+      {m.A, p.channels * kClusterStates * 4},
       {m.squares, kClusterBlocks * p.seqs * 4},
       {m.row_squares, p.seqs * p.outputs},
       {m.scale, p.seqs * 4},
       {m.residual, p.seqs * p.outputs * 4},
       {m.slots, p.seqs * 4},
-      {m.barriers, 8 * (2 * kClusterMaxStages + 7 + kClusterMaxOctets)}};
-  const Range conv = {m.conv, p.seqs * kClusterBefore * p.channels * state_bytes},
+      {m.barriers, 8 * (2 * kClusterMaxStages + 9 + kClusterMaxOctets)}};
+  const Range x = {m.x, vectors * p.d_model}, y = {m.y, vectors * p.d_inner},
+              conv = {m.conv, p.seqs * kClusterBefore * p.channels * state_bytes},
               sums = {m.sums, p.seqs * p.sums_pitch() * 4},
+              dt_sums = {m.dt_sums, p.seqs * p.sums_pitch() * 4},
               out_sums = {m.out_sums, kClusterGroups * p.seqs * p.out_pitch() * 4},
-              u = {m.u, p.seqs * p.u_width * 2}, z = {m.z, p.seqs * p.channels * 2},
-              x_dbl = {m.x_dbl, p.seqs * p.x_proj_rows * 2};
-  const Range x = {m.x, vectors * p.d_model},
-              received = {m.received, kClusterBlocks * p.own_runs() * 32},
-              A = {m.A, p.channels * kClusterStates * 4};
+              u = {m.u, vectors * p.u_width}, x_dbl = {m.x_dbl, vectors * p.x_proj_rows},
+              parts = {m.parts, p.seqs * p.x_proj_rows * 4},
+              steps = {m.steps, p.seqs * p.steps_pitch() * 8},
+              uz = {m.uz, vectors * 2 * p.channels}, BC = {m.BC, vectors * 2 * kClusterStates},
+              received = {m.received, kClusterBlocks * p.own_runs() * 32};
   // Which may still leave when all others of a layer have come.
   const Range x_sent = {m.x_sent, vectors * p.outputs}, y_sent = {m.y_sent, vectors * p.channels};
   const auto expect_beside = [&](std::initializer_list<Range> more) {
@@ -80,17 +83,13 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderShape& s, int state_
     all.insert(all.end(), more);
     expect_apart(all, m.bytes);
   };
-  // in_proj; the convolution; x_proj; the scan; behind out_proj.
-  expect_beside({x, conv, sums, out_sums, received, x_sent});
-  expect_beside({u, z, conv, sums, received, x_sent});
-  expect_beside({u, z, x_dbl, {m.parts, p.seqs * p.x_proj_rows * 4}, received, x_sent});
-  expect_beside({u,
-                 z,
-                 x_dbl,
-                 {m.steps, p.seqs * p.steps_pitch() * 8},
-                 {m.y, vectors * p.d_inner},
-                 A,
-                 y_sent});
+  // The convolution; in_proj for z; dt_proj; towards the scan; the scan; out_proj; behind it.
+  expect_beside({x, conv, sums, u, x_sent, y_sent});
+  expect_beside({x, sums, u, x_dbl, parts, received, x_sent});
+  expect_beside({dt_sums, sums, u, x_dbl});
+  expect_beside({dt_sums, sums, u, x_dbl, steps, uz, BC});
+  expect_beside({steps, uz, BC, y, y_sent});
+  expect_beside({y, y_sent});
   expect_beside({x, conv, out_sums, x_sent, y_sent});
 }
 

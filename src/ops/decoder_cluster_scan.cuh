@@ -64,7 +64,7 @@ class ClusterScan {
     float D;
     int in;  // elements, from a sequence's states on
     const float2* step;
-    const bf16 *B, *C, *u, *z;
+    const bf16 *B, *C, *uz;
     bf16 *y, *y_sent;
     S* out;  // of slot 0
 
@@ -72,17 +72,15 @@ class ClusterScan {
       const DecoderClusterPlan& cut = block.cut;
       const int lane = block.lane(), q = lane % 4, seq = q % 2;
       const int channel = unit * kUnit + lane / 4, own = channel + q / 2 * kApart;
-      const bf16* const x_dbl = block.template at<bf16>(cut.shared.x_dbl);
       in = channel * kClusterStates + 4 * q;
 #pragma unroll
       for (int j = 0; j < 2; ++j)
         A[j] = load_vector<4>(block.template at<float>(cut.shared.A) + in + j * kStatesApart);
       D = block.template at<float>(cut.shared.D)[own];
       step = block.template at<float2>(cut.shared.steps) + channel;
-      B = x_dbl + x_dbl_place(kSeqs, 0, cut.dt_rank + 4 * q);
-      C = x_dbl + x_dbl_place(kSeqs, 0, cut.dt_rank + kClusterStates + 4 * q);
-      u = block.template at<bf16>(cut.shared.u) + vector_place(cut.u_width, seq, own);
-      z = block.template at<bf16>(cut.shared.z) + seq * cut.channels + own;
+      B = block.template at<bf16>(cut.shared.BC) + x_dbl_place(kSeqs, 0, 4 * q);
+      C = B + x_dbl_place(kSeqs, 0, kClusterStates);
+      uz = block.template at<bf16>(cut.shared.uz) + 2 * (seq * cut.channels + own);
       y = block.template at<bf16>(cut.shared.y) +
           vector_place(cut.d_inner, seq, block.rank * cut.channels + own);
       y_sent = block.template at<bf16>(cut.shared.y_sent) + vector_place(cut.channels, seq, own);
@@ -111,6 +109,14 @@ class ClusterScan {
         }
       }
     }
+    const float sum = own_output(y);
+    if (w_.thread % 2 <= more) {
+      const int octet = seq0 / kClusterOctet * kClusterOctet, in_octet = seq0 % kClusterOctet * 8;
+      const Floats<2> uz = load_vector<2>(lane.uz + 2 * seq0 * cut_.channels);
+      const Floats<1> gated{{fmaf(lane.D, uz[0], sum) * silu(uz[1])}};
+      store_vector(lane.y + octet * cut_.d_inner + in_octet, gated);
+      store_vector(lane.y_sent + octet * cut_.channels + in_octet, gated);
+    }
 #pragma unroll
     for (int k = 0; k < 2; ++k)
       if (k <= more) {
@@ -118,14 +124,6 @@ class ClusterScan {
 #pragma unroll
         for (int j = 0; j < 2; ++j) store_vector(to + j * kStatesApart, h[k][j]);
       }
-    const float sum = own_output(y);
-    if (w_.thread % 2 > more) return;
-    const int octet = seq0 / kClusterOctet * kClusterOctet, in_octet = seq0 % kClusterOctet * 8;
-    const float u = load_vector<1>(lane.u + octet * cut_.u_width + in_octet)[0];
-    const float z = load_vector<1>(lane.z + seq0 * cut_.channels)[0];
-    const Floats<1> gated{{fmaf(lane.D, u, sum) * silu(z)}};
-    store_vector(lane.y + octet * cut_.d_inner + in_octet, gated);
-    store_vector(lane.y_sent + octet * cut_.channels + in_octet, gated);
   }
   // The sum over four lanes of y[k][j], whose k is the lane's first bit and j its second one: each
   // gives away what others end with.

@@ -43,8 +43,8 @@ class ClusterWarps {
   __device__ ClusterFour four_of(int width) const { return {thread, width, kSeqs}; }
 
   __device__ static void meet() { meet_first<kClusterThreads>(); }
-  // What the warp wrote to shared memory may be sent: by a warp that publishes it to copies, for
-  // all who wrote it. (Here, each would wait for its stores to memory, too.)
+  // What the warp wrote to shared memory may be sent, or written over: by a warp that publishes it
+  // to copies for all who wrote it. (Here, each would wait for its stores to memory, too.)
   __device__ static void tell(uint32_t barrier) {
     __syncwarp();
     if (ClusterBlock<kSeqs>::lane() == 0) arrive(barrier);
@@ -97,13 +97,29 @@ class ClusterWarps {
       keep(d[t], t, group + t * kClusterGroups);
     }
   }
+  // Of one tile, by warpgroups in turn: multiply(stage, i) starts stage number i's products.
+  template <class Multiply>
+  __device__ void product_in_turn(float (&d)[kSums], int stages, const Multiply& multiply) {
+    pass(min(group, stages));
+    for (int i = group; i < stages; i += kClusterGroups) {
+      const uint32_t stage = await_stage();
+      begin_products();
+      multiply(stage, i);
+      end_products();
+      wait_for_products<0>();
+      leave_stage();
+      pass(min(kClusterGroups - 1, stages - 1 - i));
+    }
+    settle(d);
+  }
   // A step of inputs of vectors: a tile of the matrix times their elements from step kClusterTile
   // on.
   __device__ static void multiply_step(float (&d)[kSums], uint64_t tile, uint64_t vectors,
                                        int step) {
-    vectors += static_cast<uint32_t>(step * kClusterTile);  // in units of 16 bytes
+    vectors = behind(vectors, static_cast<uint32_t>(step * kClusterTile));
 #pragma unroll
-    for (int k = 0; k < kClusterTile; k += 16) multiply_tiles(d, tile + k / 8, vectors + k);
+    for (uint32_t k = 0; k < kClusterTile; k += 16)
+      multiply_tiles(d, behind(tile, k / 8), behind(vectors, k));
   }
   // Stages that this warpgroup has nothing to do with.
   __device__ void pass(int stages) {

@@ -88,4 +88,15 @@ __device__ __forceinline__ void copy_to_block(int block, uint32_t to, uint32_t f
 #endif
 }
 
+// Arrives at a barrier of a block of the cluster, given as it lies in this block.
+__device__ __forceinline__ void arrive_at_block(int block, uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .b32 barrier; mapa.shared::cluster.u32 barrier, %0, %1; "
+      "mbarrier.arrive.shared::cluster.b64 _, [barrier]; }" ::"r"(barrier),
+      "r"(block)
+      : "memory");
+#endif
+}
+
 }  // namespace krait::cuda

@@ -26,6 +26,11 @@ __device__ __forceinline__ uint64_t blocks_descriptor(uint32_t address, int dept
          (address & 0x3ffff) >> 4;
 }
 
+// The descriptor of an operand so many times 16 bytes behind: the addition is 32 bits wide.
+__device__ __forceinline__ uint64_t behind(uint64_t descriptor, uint32_t by) {
+  return (descriptor & ~uint64_t{0xffffffff}) | static_cast<uint32_t>(descriptor) + by;
+}
+
 // Before the first product that reads or adds to registers which other instructions wrote.
 __device__ __forceinline__ void begin_products() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

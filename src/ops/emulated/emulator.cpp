@@ -122,9 +122,11 @@ void do_copy(size_t i) {
   Copy c = std::move(machine->copies[i]);
   machine->copies.erase(machine->copies.begin() + static_cast<std::ptrdiff_t>(i));
   Block& to = machine->blocks[static_cast<size_t>(c.block)];
-  c.copy(memory_at(to, c.to, c.bytes));
+  if (c.copy) c.copy(memory_at(to, c.to, c.bytes));
   PhaseBarrier& b = barrier_at(to, c.barrier);
   b.bytes -= c.bytes;
+  if (!c.copy && --b.pending < 0)
+    throw std::runtime_error("more arrivals from afar than a barrier counts");
   end_phase_if_over(b);
 }
 
@@ -300,6 +302,11 @@ void start_copy(int to_block, uint32_t to, int bytes, uint32_t barrier,
   if (!memory_at(machine->blocks[static_cast<size_t>(to_block)], to, bytes))
     fail("a copy to an address outside of shared memory");
   machine->copies.push_back({to_block, to, barrier, bytes, std::move(copy)});
+  if (machine->when == Copies::at_once) do_copy(machine->copies.size() - 1);
+}
+
+void start_arrival(int block, uint32_t barrier) {
+  machine->copies.push_back({block, barrier, barrier, 0, nullptr});
   if (machine->when == Copies::at_once) do_copy(machine->copies.size() - 1);
 }
 

@@ -54,5 +54,7 @@ uint32_t from_lane(uint32_t value, int lane);
 // thread's), where they arrive at a barrier.
 void start_copy(int block, uint32_t to, int bytes, uint32_t barrier,
                 std::function<void(char* to)> copy);
+// At a barrier of a block of the cluster: on its way like a copy.
+void start_arrival(int block, uint32_t barrier);
 
 }  // namespace krait::emulated

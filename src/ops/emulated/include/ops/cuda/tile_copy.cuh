@@ -39,4 +39,8 @@ inline void copy_to_block(int block, uint32_t to, uint32_t from, int bytes, uint
   });
 }
 
+inline void arrive_at_block(int block, uint32_t barrier) {
+  emulated::start_arrival(block, barrier);
+}
+
 }  // namespace krait::cuda

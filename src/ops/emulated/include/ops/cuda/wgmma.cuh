@@ -14,6 +14,7 @@ inline uint64_t blocks_descriptor(uint32_t address, int depth_step, int row_step
   return static_cast<uint64_t>(row_step / 16) << 32 | static_cast<uint64_t>(depth_step / 16) << 16 |
          (address & 0x3ffff) >> 4;
 }
+inline uint64_t behind(uint64_t descriptor, uint32_t by) { return descriptor + by; }
 inline void begin_products() {}
 inline void end_products() {}
 template <int kGroups>
