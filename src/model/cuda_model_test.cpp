@@ -3,7 +3,6 @@
 #include "core/error.h"
 #include "model/model_test.h"
 #include "ops/recordings.h"
-#include "ops/selective_scan.h"
 
 namespace krait {
 namespace {
@@ -184,22 +183,34 @@ TEST(ModelCuda, TokenByTokenIsTheWhole) {
   });
 }
 
-// Nine stages, of which the fifth ends the first sequence and begins the second.
+// Nine stages of 2048, eight and one, of which the fifth ends the first sequence and begins the
+// second; five of 4096.
 TEST(ModelCuda, LongSequencesGoInStages) {
   on_cuda([](Context& gpu) {
     Context cpu(cpu_engine());
     const Config config = make_config(40, 64, 18);
     const Sequences sequences = {random_tokens(10000, config.vocab_size, 60),
                                  random_tokens(8300, config.vocab_size, 61)};
-    ASSERT_EQ(selective_scan_stage(gpu, 18300, 2, config.d_inner, config.d_state), 2048);
     const Inference expected = infer(cpu, config, DType::f32, sequences);
-    const Inference actual = infer(gpu, config, DType::f32, sequences);
-    EXPECT_TRUE(close(actual.logits, expected.logits, kF32));
-    EXPECT_TRUE(close(actual.conv, expected.conv, kF32));
-    EXPECT_TRUE(close(actual.ssm, expected.ssm, kF32));
-    const Inference again = infer(gpu, config, DType::f32, sequences);
-    EXPECT_EQ(again.logits, actual.logits);
-    EXPECT_EQ(again.ssm, actual.ssm);
+    const double bf16_on_cpu =
+        relative_rms(infer(cpu, config, DType::bf16, sequences).logits, expected.logits);
+    Engine staged = gpu.engine();
+    for (const int64_t stage : {2048, 4096}) {
+      static int64_t tokens;
+      tokens = stage;
+      staged.scan_stage = [](Context&, int64_t, int64_t, int64_t, int64_t) { return tokens; };
+      Context stages(staged);
+      const Inference actual = infer(stages, config, DType::f32, sequences);
+      EXPECT_TRUE(close(actual.logits, expected.logits, kF32)) << stage;
+      EXPECT_TRUE(close(actual.conv, expected.conv, kF32)) << stage;
+      EXPECT_TRUE(close(actual.ssm, expected.ssm, kF32)) << stage;
+      const Inference again = infer(stages, config, DType::f32, sequences);
+      EXPECT_EQ(again.logits, actual.logits) << stage;
+      EXPECT_EQ(again.ssm, actual.ssm) << stage;
+      EXPECT_LE(relative_rms(infer(stages, config, DType::bf16, sequences).logits, expected.logits),
+                1.5 * bf16_on_cpu)
+          << stage;
+    }
   });
 }
 

@@ -52,6 +52,24 @@ class Inference {
   // by side: a product leaves no room for a scan beside it.
   void forward(const Tensor& hidden) {
     const std::vector<Stage> stages = cut();
+    for (size_t first = 0; first < stages.size(); first += static_cast<size_t>(together()))
+      pass(std::span(stages).subspan(
+          first, std::min(static_cast<size_t>(together()), stages.size() - first)));
+    norm_f(hidden);
+  }
+
+ private:
+  // Some of the tokens.
+  struct Stage {
+    Tensor residual, m, seq_start;
+    BlockActivations a;
+  };
+
+  // Stages on their way through the layers at once. With as many more rounds a pass begins and
+  // ends, in which fewer meet.
+  int64_t together() const { return std::clamp<int64_t>(w_.config.n_layer / 2, 1, 8); }
+
+  void pass(std::span<const Stage> stages) {
     const int64_t count = static_cast<int64_t>(stages.size()), n_layer = w_.config.n_layer;
     for (int64_t round = 0; round < n_layer + count - 1; ++round) {
       const int64_t first = std::max<int64_t>(0, round - n_layer + 1),
@@ -70,15 +88,7 @@ class Inference {
       for (int64_t i = first; i <= last; ++i)
         block_output(ctx_, block(stage(i), round - i), stage(i).a, stage(i).m);
     }
-    norm_f(hidden);
   }
-
- private:
-  // Some of the tokens.
-  struct Stage {
-    Tensor residual, m, seq_start;
-    BlockActivations a;
-  };
 
   int64_t tokens() const { return input_.tokens.shape[0]; }
 
@@ -88,13 +98,14 @@ class Inference {
   }
 
   // One stage where nothing carries a sequence from stage to stage exactly, where a row's bits must
-  // not depend on what is beside it, and where layers are too few for many stages to meet.
+  // not depend on what is beside it, where weights would be widened for each stage, and where too
+  // few meet in few layers.
   std::vector<Stage> cut() {
     const int64_t num_seqs = input_.seq_start.shape[0] - 1;
     int64_t each = tokens();
-    if (state_ && state_->dtype() == full_precision(w_) && !ctx_.batch_invariant)
+    if (state_ && state_->dtype() == full_precision(w_) && !ctx_.batch_invariant &&
+        w_.parameters.layers[0].in_proj.dtype == w_.dtype && together() >= 4)
       each = selective_scan_stage(ctx_, tokens(), num_seqs, w_.config.d_inner, w_.config.d_state);
-    if (2 * tokens() > w_.config.n_layer * each) each = tokens();
     if (each == tokens()) return {rows(0, tokens())};
     std::vector<Stage> stages;
     for (int64_t begin = 0; begin < tokens(); begin += each) {

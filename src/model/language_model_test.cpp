@@ -91,19 +91,20 @@ TEST_P(LanguageModel, PackedSequencesDoNotSeeEachOther) {
   EXPECT_TRUE(close(next, expected, tolerance));
 }
 
-// Stages of ten tokens, which cut sequences anywhere; one after the other, and in contexts of their
-// own.
+// Stages of ten tokens, which cut sequences anywhere, four at a time; one after the other, and in
+// contexts of their own.
 TEST_P(LanguageModel, StagesThroughTheLayersGiveTheSame) {
   Config deep = config;
-  deep.n_layer = 10;
+  deep.n_layer = 8;
   const TrainableModel deep_model = random_trainable(ctx, deep, GetParam().dtype);
   std::vector<std::vector<int32_t>> sequences;
-  for (int64_t length : {5, 0, 1, 27, 10, 4})
+  for (int64_t length : {5, 0, 1, 27, 20, 4})
     sequences.push_back(random_tokens(length, deep.vocab_size, static_cast<uint64_t>(length)));
   const Packed all = packed(sequences, {4, 0, 1, 3, 2, 5});
-  const auto run_on = [&](const Engine& engine) {
+  const auto run_on = [&](const Engine& engine, DType states, bool batch_invariant = false) {
     Context other(engine, 1);
-    DecodeState state(deep, 6, full);
+    other.batch_invariant = batch_invariant;
+    DecodeState state(deep, 6, states);
     std::vector<double> values;
     for (int chunk = 0; chunk < 2; ++chunk)  // the second goes on from the first one's states
       append(values, logits_of(other, deep_model.weights(), all.view(), &state));
@@ -120,14 +121,44 @@ TEST_P(LanguageModel, StagesThroughTheLayersGiveTheSame) {
     ++asked;
     return int64_t{10};
   };
-  const std::vector<double> expected = run_on(ctx.engine());
-  EXPECT_TRUE(close(run_on(staged), expected, tolerance));
+  const std::vector<double> expected = run_on(ctx.engine(), full);
+  EXPECT_TRUE(close(run_on(staged, full), expected, tolerance));
   EXPECT_EQ(asked, 2);
   staged.follow = [](Context&, const std::shared_ptr<void>&) { ++followed; };
-  EXPECT_TRUE(close(run_on(staged), expected, tolerance));
-  // Of 14 rounds 1, 2, 3, 4 stages meet at the beginning and the end, five in between: each piece
-  // of more than one follows the beginning and is followed, before the scans and in them.
-  EXPECT_EQ(followed, 2 * 2 * 2 * (2 * (2 + 3 + 4) + 6 * 5));
+  EXPECT_TRUE(close(run_on(staged, full), expected, tolerance));
+  // Six stages, four and then two at a time: of 11 rounds 1, 2, 3 meet at the beginning and the end
+  // and four in five of them; of 9 rounds two in seven. Each piece of more than one follows the
+  // beginning and is followed, before the scans and in them.
+  EXPECT_EQ(followed, 2 * 2 * 2 * (2 * (2 + 3) + 5 * 4 + 7 * 2));
+
+  // What a stage would round, or what would depend on the batch, goes as a whole.
+  asked = 0;
+  if (full == DType::f32) run_on(staged, DType::bf16);
+  run_on(staged, full, /*batch_invariant=*/true);
+  EXPECT_EQ(asked, 0);
+}
+
+// What a piece has queued before it throws is awaited, too.
+TEST_P(LanguageModel, PiecesSideBySideAreAwaitedWhateverHappens) {
+  static int64_t marks, follows;
+  marks = follows = 0;
+  Engine engine = ctx.engine();
+  engine.mark = [](Context&, std::shared_ptr<void>&) { ++marks; };
+  engine.follow = [](Context&, const std::shared_ptr<void>&) { ++follows; };
+  Context main(engine, 1);
+  main.batch_invariant = true;
+  std::vector<int> done;
+  const auto work = [&](Context& side, int i) {
+    EXPECT_NE(&side, &main);
+    EXPECT_TRUE(side.batch_invariant);
+    done.push_back(i);
+    if (i == 2) throw Error("no more");
+  };
+  EXPECT_THROW(main.side_by_side(5, work), Error);
+  EXPECT_EQ(done, (std::vector<int>{0, 1, 2}));
+  EXPECT_EQ(marks, 1 + 3);
+  EXPECT_EQ(follows, 2 * 3);
+  main.side_by_side(1, [&](Context& side, int) { EXPECT_EQ(&side, &main); });
 }
 
 TEST_P(LanguageModel, AStateIsAValue) {

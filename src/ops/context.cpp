@@ -24,9 +24,17 @@ void Context::side_by_side(int count, const std::function<void(Context&, int)>& 
     Side& side = sides_[static_cast<size_t>(i)];
     side.context->batch_invariant = batch_invariant;
     engine_->follow(*side.context, begin_);
-    work(*side.context, i);
-    engine_->mark(*side.context, side.done);
-    engine_->follow(*this, side.done);
+    const auto join = [&] {
+      engine_->mark(*side.context, side.done);
+      engine_->follow(*this, side.done);
+    };
+    try {
+      work(*side.context, i);
+    } catch (...) {
+      join();  // what it has queued may use what the caller gives back now
+      throw;
+    }
+    join();
   }
 }
 

@@ -31,7 +31,8 @@ class Context {
   // Pieces of work that do not depend on each other, work(context, i) for i in [0, count). Where
   // the engine's contexts can work side by side (Engine::follow), each gets a context of its own,
   // which begins behind all that was queued here before, and what is queued here later comes behind
-  // them all; else one is done after the other. A piece's scratch memory is its context's.
+  // them all; else one is done after the other. A piece's scratch memory is its context's, which
+  // a recording (recordings.h) does not know: not for work that is recorded.
   void side_by_side(int count, const std::function<void(Context&, int)>& work);
 
   // Made by the engine on first use, owned here.

@@ -81,9 +81,9 @@ __device__ __forceinline__ float per_scale_of(float largest) {
   return largest > 0 ? kLargestBytes / largest : 0;
 }
 
-// Cycles from when a block has published to its first look for what the others do: where weights
-// are half as many bytes and words are what a layer waits for, 1.4B wrote 10 % more with them. In
-// bf16 it wrote as much, 130M 3 % less.
+// Cycles from where a thread begins to await to its first look for what the others do: where
+// weights are half as many bytes and words are what a layer waits for, 1.4B wrote 10 % more with
+// them. In bf16 it wrote as much, 130M 3 % less.
 inline constexpr int kRestForResidual = 800, kRestForY = 1000;
 template <int kSeqs, class W>
 __device__ __forceinline__ void rest_before(int cycles, const DecoderArgs& a) {

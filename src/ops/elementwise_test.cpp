@@ -1,5 +1,6 @@
 #include "ops/elementwise.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/op_test.h"
@@ -54,16 +55,19 @@ void check_against_definitions(Context& ctx, int64_t first, int64_t size) {
     EXPECT_EQ(after[i], before[i]);
 }
 
+// More than are moved at once, and not a multiple of it.
 void check_clipped_offsets(Context& ctx) {
-  TestTensor offsets(DType::i32, {7}), clipped(DType::i32, {7});
-  offsets.values({0, 0, 3, 10, 10, 12, 2147483647});
-  for (const auto& [begin, end, expected] :
-       std::vector<std::tuple<int64_t, int64_t, std::vector<double>>>{
-           {0, 2147483647, {0, 0, 3, 10, 10, 12, 2147483647}},
-           {3, 11, {0, 0, 0, 7, 7, 8, 8}},
-           {4, 9, {0, 0, 0, 5, 5, 5, 5}},
-           {12, 12, {0, 0, 0, 0, 0, 0, 0}}}) {
+  const std::vector<double> values = {0,  0,  3,  10, 10, 12, 12, 12, 13,        20,
+                                      21, 22, 23, 24, 25, 26, 27, 28, 2147483647};
+  TestTensor offsets(DType::i32, {19}), clipped(DType::i32, {19});
+  offsets.values(values);
+  for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{
+           {0, 2147483647}, {3, 11}, {4, 9}, {12, 12}, {12, 27}}) {
     clip_offsets(ctx, offsets.view(), begin, end, clipped.view());
+    std::vector<double> expected;
+    for (const double x : values)
+      expected.push_back(std::clamp(x, static_cast<double>(begin), static_cast<double>(end)) -
+                         static_cast<double>(begin));
     EXPECT_EQ(clipped.to_double(), expected) << begin << " to " << end;
     EXPECT_TRUE(clipped.guards_intact());
   }

@@ -12,6 +12,11 @@ constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1, kMaxGridY = 65535;
 
 int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of a channel, where warps are not few.
+int natural_lanes(int64_t d_state) {
+  return d_state <= 16 ? 4 : d_state <= 64 ? 8 : d_state <= 128 ? 16 : 32;
+}
+
 }  // namespace
 
 ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors) {
@@ -29,12 +34,12 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
   // by side, which costs every exp twice, or warps take turns, which costs as much in other ways:
   // whichever comes nearer to two warps for each scheduler, or two blocks for each multiprocessor.
   const bool relay_can = s.output && s.d_state <= 16 && s.row_vector >= 2;
-  const int natural_lanes = s.d_state <= 16 ? 4 : s.d_state <= 64 ? 8 : s.d_state <= 128 ? 16 : 32;
-  const int64_t uncut = warps(s.num_seqs * s.beside, natural_lanes);
+  const int lanes = natural_lanes(s.d_state);
+  const int64_t uncut = warps(s.num_seqs * s.beside, lanes);
   const auto share = [](int64_t part, int64_t whole) {
     return std::min(1.0, static_cast<double>(part) / static_cast<double>(whole));
   };
-  const double cut = share(warps(s.tokens / kScanSegment, natural_lanes), 2 * schedulers),
+  const double cut = share(warps(s.tokens / kScanSegment * s.beside, lanes), 2 * schedulers),
                in_turn = relay_can ? share(s.num_seqs * s.beside * plan.relay_channel_blocks,
                                            2 * multiprocessors)
                                    : 0.0;
@@ -81,8 +86,10 @@ ScanForwardPlan plan_selective_scan_fwd(const ScanShape& s, int multiprocessors)
 
 int64_t scan_stage_tokens(const ScanShape& s, int multiprocessors) {
   const int64_t length = s.tokens / std::max<int64_t>(s.num_seqs, 1);
-  const int64_t warps = quotient_up(s.d_inner * s.num_seqs, 8);  // of four lanes a channel
-  if (length < 4 * kScanSegment || warps >= int64_t{16} * multiprocessors) return s.tokens;
+  const int64_t warps = quotient_up(s.d_inner * s.num_seqs * natural_lanes(s.d_state), 32);
+  if (length < 4 * kScanSegment || s.d_inner < kNarrowestStages ||
+      warps >= int64_t{16} * multiprocessors)
+    return s.tokens;
   const int64_t most = length >= 4 * kLongScanStage ? kLongScanStage : kScanSegment;
   const int64_t count = quotient_up(s.tokens, most);
   return quotient_up(quotient_up(s.tokens, count), kScanChunk) * kScanChunk;

@@ -117,7 +117,6 @@ TEST(SelectiveScanPlan, WarpsTakeTurnsOnlyWhereChannelsAreFew) {
   EXPECT_FALSE(plan_selective_scan_fwd(narrow, 132).relay);
 }
 
-// A block of two lanes has no neighbour to hide its waits; two of four lanes are faster.
 TEST(SelectiveScanPlan, ScansThatRunBesideCountAsSequences) {
   const auto plan_of = [](int64_t num_seqs, int beside) {
     return plan_selective_scan_fwd({.tokens = 2048 * num_seqs,
@@ -137,8 +136,8 @@ TEST(SelectiveScanPlan, ScansThatRunBesideCountAsSequences) {
 }
 
 TEST(SelectiveScanPlan, StagesAreForFewLongSequences) {
-  const auto stage = [](int64_t num_seqs, int64_t length, int64_t d_inner) {
-    return scan_stage_tokens({num_seqs * length, num_seqs, d_inner, 16, 1}, 132);
+  const auto stage = [](int64_t num_seqs, int64_t length, int64_t d_inner, int64_t d_state = 16) {
+    return scan_stage_tokens({num_seqs * length, num_seqs, d_inner, d_state, 1}, 132);
   };
   EXPECT_EQ(stage(1, 32768, 4096), 4096);
   EXPECT_EQ(stage(1, 20000, 4096), 4032);  // five alike, of whole saved chunks
@@ -149,6 +148,8 @@ TEST(SelectiveScanPlan, StagesAreForFewLongSequences) {
   EXPECT_EQ(stage(8, 2048, 4096), 8 * 2048);
   EXPECT_EQ(stage(8, 2048, 64), 8 * 2048);   // stages are no narrower than sequences
   EXPECT_EQ(stage(1, 32768, 32768), 32768);  // fills the GPU as it is
+  EXPECT_EQ(stage(1, 32768, 5120, 64), 4096);
+  EXPECT_EQ(stage(1, 32768, 5120, 128), 32768);
   EXPECT_EQ(stage(32768, 1, 16), 32768);
   for (const ScanShape& s : shapes())
     for (int multiprocessors : kMultiprocessors) {
@@ -157,6 +158,7 @@ TEST(SelectiveScanPlan, StagesAreForFewLongSequences) {
     }
 }
 
+// A block of two lanes has no neighbour to hide its waits; two of four lanes are faster.
 TEST(SelectiveScanPlan, NoBlockOfTwoLanesIsAlone) {
   const auto channels = [](int64_t num_seqs, int64_t d_inner) {
     return plan_selective_scan_fwd({num_seqs * 2048, num_seqs, d_inner, 16, 1}, 132).channels;
