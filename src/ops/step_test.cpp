@@ -40,7 +40,9 @@ const std::vector<Case>& cases() {
       {.num_seqs = 33, .d_inner = 160, .dt_rank = 256, .D = false},
       {.num_seqs = 70, .d_inner = 1024, .dt_rank = 64, .dt_bias = false},
       {.num_seqs = 257, .d_inner = 544, .dt_rank = 96},
+      {.num_seqs = 257, .d_inner = 544, .dt_rank = 48},
       {.num_seqs = 128, .d_inner = 4096, .dt_rank = 128},
+      {.num_seqs = 128, .d_inner = 8192, .dt_rank = 256},
       {.num_seqs = 5, .d_inner = 40, .dt_rank = 16},
       {.num_seqs = 5, .d_inner = 64, .dt_rank = 20},
       {.num_seqs = 5, .d_inner = 64, .dt_rank = 16, .d_state = 8},
@@ -143,7 +145,7 @@ TEST(ScanStep, WithItsProductIsTheComposition) {
 
 TEST(ScanStepCuda, WithItsProductIsTheComposition) {
   op_test::on_cuda([](Context& ctx) {
-    expect_compositions(ctx, {DType::f32, DType::bf16}, 1 << 19);
+    expect_compositions(ctx, {DType::f32, DType::bf16}, 1 << 20);
   });
 }
 
@@ -178,31 +180,37 @@ TEST(ScanStepCuda, StatesInBf16AreRoundedOnce) {
 }
 
 // Some of the sequences alone, with their slots.
+void expect_own_bits(Context& ctx, const Case& c) {
+  Step all(c, DType::bf16), some(c, DType::bf16);
+  for (Step* s : {&all, &some}) {  // sums of dt that are not exact
+    Rng rng(6);
+    s->x_dbl.normal(rng);
+    s->dt_proj.normal(rng, 0.2);
+  }
+  selective_scan_step(ctx, all.op);
+  for (Tensor* t :
+       {&some.op.u, &some.op.dt, &some.op.B, &some.op.C, &some.op.z, &some.op.slot, &some.op.y})
+    *t = t->slice(0, 21, 34);
+  selective_scan_step(ctx, some.op);
+  EXPECT_EQ(op_test::to_double(some.op.y), op_test::to_double(all.op.y.slice(0, 21, 34)));
+  const std::vector<double> a = all.state.to_double(), b = some.state.to_double();
+  const size_t row = static_cast<size_t>(c.d_inner * c.d_state);
+  for (int64_t s = 0; s < c.num_seqs; ++s) {
+    const size_t at = static_cast<size_t>(all.slots - 2 - 2 * s) * row;
+    const std::vector<double>& from = s >= 21 && s < 34 ? a : some.initial;
+    EXPECT_TRUE(std::equal(b.begin() + static_cast<long>(at),
+                           b.begin() + static_cast<long>(at + row),
+                           from.begin() + static_cast<long>(at)))
+        << s;
+  }
+}
+
 TEST(ScanStepCuda, ASequencesBitsDoNotDependOnTheOthers) {
   op_test::on_cuda([](Context& ctx) {
-    const Case c = {.num_seqs = 70, .d_inner = 1024, .dt_rank = 64};
-    Step all(c, DType::bf16), some(c, DType::bf16);
-    for (Step* s : {&all, &some}) {  // sums of dt that are not exact
-      Rng rng(6);
-      s->x_dbl.normal(rng);
-      s->dt_proj.normal(rng, 0.2);
-    }
-    selective_scan_step(ctx, all.op);
-    for (Tensor* t :
-         {&some.op.u, &some.op.dt, &some.op.B, &some.op.C, &some.op.z, &some.op.slot, &some.op.y})
-      *t = t->slice(0, 21, 34);
-    selective_scan_step(ctx, some.op);
-    EXPECT_EQ(op_test::to_double(some.op.y), op_test::to_double(all.op.y.slice(0, 21, 34)));
-    const std::vector<double> a = all.state.to_double(), b = some.state.to_double();
-    const size_t row = static_cast<size_t>(c.d_inner * c.d_state);
-    for (int64_t s = 0; s < c.num_seqs; ++s) {
-      const size_t at = static_cast<size_t>(all.slots - 2 - 2 * s) * row;
-      const std::vector<double>& from = s >= 21 && s < 34 ? a : some.initial;
-      EXPECT_TRUE(std::equal(b.begin() + static_cast<long>(at),
-                             b.begin() + static_cast<long>(at + row),
-                             from.begin() + static_cast<long>(at)))
-          << s;
-    }
+    // Blocks of as many sequences, and of eight of a multiprocessor where some are of four.
+    for (const Case& c : {Case{.num_seqs = 70, .d_inner = 1024, .dt_rank = 64},
+                          Case{.num_seqs = 257, .d_inner = 544, .dt_rank = 80}})
+      expect_own_bits(ctx, c);
   });
 }
 
