@@ -29,6 +29,11 @@ __device__ __forceinline__ void copy_async_uncached(uint32_t to, const void* fro
                "l"(__cvta_generic_to_global(from)));
 }
 
+// The line at `from` on its way to the second-level cache.
+__device__ __forceinline__ void prefetch_to_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // Ends a group of copies.
 __device__ __forceinline__ void end_copies() { asm volatile("cp.async.commit_group;"); }
 

@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
+#include <array>
 #include <deque>
 #include <map>
 #include <memory>
@@ -45,6 +47,7 @@ struct Block {
   std::map<int, Meeting> meetings;
   std::vector<Meeting> warps;
   std::vector<uint32_t> exchanged;
+  std::vector<std::array<uint32_t, 6>> shown;
 };
 
 struct Copy {
@@ -197,6 +200,7 @@ void make_threads(Machine& m, const Stacks& stacks) {
     block.memory.assign(m.cluster.shared_bytes, static_cast<char>(0xff));
     block.warps.resize(static_cast<size_t>(m.cluster.threads / 32));
     block.exchanged.resize(static_cast<size_t>(m.cluster.threads));
+    block.shown.resize(static_cast<size_t>(m.cluster.threads));
     for (int t = 0; t < m.cluster.threads; ++t) {
       auto thread = std::make_unique<Thread>();
       thread->block = b;
@@ -292,6 +296,16 @@ uint32_t from_lane(uint32_t value, int lane) {
   const uint32_t other = block().exchanged[static_cast<size_t>(thread / 32 * 32 + lane)];
   meet_in_warp();
   return other;
+}
+
+void show(const uint32_t (&words)[6]) {
+  std::ranges::copy(words, block().shown[static_cast<size_t>(machine->running->number)].begin());
+  meet_in_warp();
+}
+
+uint32_t shown(int lane, int word) {
+  const int thread = machine->running->number / 32 * 32 + lane;
+  return block().shown[static_cast<size_t>(thread)][static_cast<size_t>(word)];
 }
 
 void start_copy(int to_block, uint32_t to, int bytes, uint32_t barrier,

@@ -50,6 +50,9 @@ void meet_all();                              // threads of the block
 void arrive_at_cluster();
 void await_cluster();
 uint32_t from_lane(uint32_t value, int lane);
+// Six words of each lane, for all of the warp until it meets.
+void show(const uint32_t (&words)[6]);
+uint32_t shown(int lane, int word);
 // A copy that will happen: `copy` writes `bytes` at `to` of a block of the cluster (-1: the
 // thread's), where they arrive at a barrier.
 void start_copy(int block, uint32_t to, int bytes, uint32_t barrier,

@@ -33,6 +33,10 @@ template <class T>
 T __ldcg(const T* p) {
   return *p;
 }
+template <class T>
+void __stcs(T* p, const T& x) {
+  *p = x;
+}
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline void __syncthreads() { krait::emulated::meet_all(); }
 inline void __syncwarp() { krait::emulated::meet_in_warp(); }

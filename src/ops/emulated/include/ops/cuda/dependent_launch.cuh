@@ -4,5 +4,6 @@
 namespace krait::cuda {
 
 inline void wait_for_earlier_work() {}
+inline void let_next_start() {}
 
 }  // namespace krait::cuda
