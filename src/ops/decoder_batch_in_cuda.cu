@@ -9,9 +9,9 @@
 namespace krait::cuda {
 namespace {
 
-constexpr int kBefore = 3;  // inputs that the convolution's state holds
-
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+constexpr int kBefore = 3;  // inputs that the convolution's state holds
 
 // Where in global memory the states of the block's channels are, (kBefore, d_inner), of one of its
 // sequences.

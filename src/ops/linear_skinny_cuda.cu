@@ -13,10 +13,13 @@ namespace krait::cuda {
 namespace {
 
 constexpr int kTile = LinearSkinnyPlan::kTile, kThreads = LinearSkinnyPlan::kThreads;
-constexpr int kCluster = LinearSkinnyPlan::kCluster, kWarps = kThreads / 32;
-constexpr int kStep = 32;  // inputs that a warp multiplies at once: 64 bytes of a row
-constexpr int kAhead = 4;  // steps whose loads are on their way together
-constexpr int kRows16 = kTile / 16, kColumns8 = kTile / 8;  // tiles of a product
+constexpr int kCluster = LinearSkinnyPlan::kCluster;
+
+// Not used before 9.0.
+[[maybe_unused]] constexpr int kWarps = kThreads / 32;
+[[maybe_unused]] constexpr int kStep = 32;  // inputs that a warp multiplies at once: 64 bytes
+[[maybe_unused]] constexpr int kAhead = 4;  // steps whose loads are on their way together
+[[maybe_unused]] constexpr int kRows16 = kTile / 16, kColumns8 = kTile / 8;  // a product's tiles
 
 struct Product {
   const bf16 *x, *weight;
