@@ -66,42 +66,15 @@ struct Step {
             .z = shape.z ? z.view() : Tensor(),
             .seq_start = {},
             .state = state,
-            .slot = slot,
+            .slot = shape.slots ? slot.view() : Tensor(),
             .y = y,
             .saved = {},
             .dt_proj = dt_proj};
   }
 
-  Args args() const {
-    const SelectiveScan o = op();
-    const auto optional = [](const Tensor& t) { return t ? t.ptr<float>() : nullptr; };
-    return {.u = o.u.ptr<bf16>(),
-            .dt = o.dt.ptr<bf16>(),
-            .z = o.z ? o.z.ptr<bf16>() : nullptr,
-            .B = o.B.ptr<bf16>(),
-            .C = o.C.ptr<bf16>(),
-            .dt_proj = o.dt_proj.ptr<bf16>(),
-            .y = o.y.ptr<bf16>(),
-            .u_row = o.u.stride[0],
-            .dt_row = o.dt.stride[0],
-            .z_row = o.z ? o.z.stride[0] : 0,
-            .B_row = o.B.stride[0],
-            .C_row = o.C.stride[0],
-            .y_row = o.y.stride[0],
-            .A = o.A.ptr<float>(),
-            .D = optional(o.D),
-            .dt_bias = optional(o.dt_bias),
-            .state = o.state.data,
-            .slot = shape.slots ? o.slot.ptr<int32_t>() : nullptr,
-            .num_seqs = static_cast<int>(shape.num_seqs),
-            .d_inner = static_cast<int>(shape.d_inner),
-            .dt_rank = static_cast<int>(shape.dt_rank),
-            .settled = true};
-  }
-
   template <class S, int kSequences, int kRing, int kBlocks>
   void run() const {
-    const Args a = args();
+    const Args a = arguments(op());
     for (int c = 0; c < a.d_inner / kChannels<S>; ++c)
       for (int s = 0; s * kSequences < a.num_seqs; ++s)
         emulated::run({.index = 0,

@@ -4,11 +4,13 @@
 
 #include <algorithm>
 
+#include "ops/cuda/arguments.h"
 #include "ops/cuda/async_copy.cuh"
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/math.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/vector.cuh"
+#include "ops/selective_scan.h"
 #include "ops/selective_scan_plan.h"
 
 namespace krait::cuda::scan_step {
@@ -254,6 +256,31 @@ __device__ __forceinline__ void run(const Args& a, unsigned char* memory, int ch
     out[i] = a.z ? sum * silu(gate[i]) : sum;
   }
   store_vector(a.y + (s0 + item_s) * a.y_row + c0 + item_c, out);
+}
+
+inline Args arguments(const SelectiveScan& op) {
+  return {.u = op.u.ptr<bf16>(),
+          .dt = op.dt.ptr<bf16>(),
+          .z = op.z ? op.z.ptr<bf16>() : nullptr,
+          .B = op.B.ptr<bf16>(),
+          .C = op.C.ptr<bf16>(),
+          .dt_proj = op.dt_proj.ptr<bf16>(),
+          .y = op.y.ptr<bf16>(),
+          .u_row = row(op.u),
+          .dt_row = row(op.dt),
+          .z_row = row(op.z),
+          .B_row = row(op.B),
+          .C_row = row(op.C),
+          .y_row = row(op.y),
+          .A = f32(op.A),
+          .D = f32(op.D),
+          .dt_bias = f32(op.dt_bias),
+          .state = op.state.data,
+          .slot = i32(op.slot),
+          .num_seqs = static_cast<int>(op.u.shape[0]),
+          .d_inner = static_cast<int>(op.u.shape[1]),
+          .dt_rank = static_cast<int>(op.dt.shape[1]),
+          .settled = op.settled};
 }
 
 // Bytes of a block's shared memory.

@@ -59,28 +59,7 @@ bool scan_step_projects(Context&, const SelectiveScan& op) {
 void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op) {
   const ScanStepProjectedPlan plan =
       plan_selective_scan_step_projected(step_shape_of(op), state_of(ctx).multiprocessors);
-  const Args a = {.u = op.u.ptr<bf16>(),
-                  .dt = op.dt.ptr<bf16>(),
-                  .z = op.z ? op.z.ptr<bf16>() : nullptr,
-                  .B = op.B.ptr<bf16>(),
-                  .C = op.C.ptr<bf16>(),
-                  .dt_proj = op.dt_proj.ptr<bf16>(),
-                  .y = op.y.ptr<bf16>(),
-                  .u_row = row(op.u),
-                  .dt_row = row(op.dt),
-                  .z_row = row(op.z),
-                  .B_row = row(op.B),
-                  .C_row = row(op.C),
-                  .y_row = row(op.y),
-                  .A = f32(op.A),
-                  .D = f32(op.D),
-                  .dt_bias = f32(op.dt_bias),
-                  .state = op.state.data,
-                  .slot = i32(op.slot),
-                  .num_seqs = static_cast<int>(op.u.shape[0]),
-                  .d_inner = static_cast<int>(op.u.shape[1]),
-                  .dt_rank = static_cast<int>(op.dt.shape[1]),
-                  .settled = op.settled};
+  const Args a = arguments(op);
   dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     constexpr int kMany = projected_many_sequences(sizeof(S)), kFew = kProjectedFewSequences;
