@@ -378,6 +378,15 @@ TEST_F(Cli, RefusesExperimentsThatDoNotFit) {
   expect_failure(experiment({"induction-heads", "--lr", "-1"}), 1, {"--lr"});
   expect_failure(experiment({"induction-heads", "--max-test-length", "9"}), 1,
                  {"--max-test-length"});
+  for (const auto& [flag, value] :
+       std::vector<std::pair<std::string, std::string>>{{"--growth-steps", "-1"},
+                                                        {"--max-position", "255"},
+                                                        {"--dt-min", "0"},
+                                                        {"--dt-min", "5"},
+                                                        {"--clip", "-1"},
+                                                        {"--beta2", "1"},
+                                                        {"--eval-every", "0"}})
+    expect_failure(experiment({"induction-heads", flag, value}), 1, {flag});
   EXPECT_FALSE(fs::exists(path("x")));
   const std::string file = folder.file("file", "");
   expect_failure({"experiment", "induction-heads", "--out", file, "--quiet"}, 1, {file});

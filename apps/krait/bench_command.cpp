@@ -44,7 +44,9 @@ void parse_train(const std::string& text, ModelBench& bench) {
       return;
   }
   if (text == "0") return;
-  throw UsageError("--train: expected sequences x tokens, e.g. 8x512, or 0; got " + text);
+  throw UsageError(
+      "--train: expected sequences x tokens, e.g. 8x512, at most 2^24 tokens in all, or 0; got " +
+      text);
 }
 
 nlohmann::ordered_json rate_json(const std::optional<ModelBenchResult::Rate>& rate) {

@@ -152,6 +152,7 @@ void SamplingFlags::add_to(CLI::App& app) {
       ->capture_default_str();
   app.add_option("--repeat-last-n", s.repeat_last_n,
                  "Tokens it looks back; 0: none, -1: all, at most 65536")
+      ->check(CLI::Range(-1, 65536))
       ->capture_default_str();
   app.add_option("--stop", options.stop, "End at this text; may be given several times")
       ->allow_extra_args(false);

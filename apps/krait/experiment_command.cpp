@@ -118,8 +118,11 @@ class ExperimentDisplay {
     line(text);
   }
   void line(const std::string& text) {
+    if (!quiet_) warning(text);
+  }
+  void warning(const std::string& text) {
     clear();
-    if (!quiet_) log_line(text);
+    log_line(text);
   }
   void clear() {
     if (shown_) std::fputs("\r\033[K", stderr);
@@ -160,6 +163,7 @@ ExperimentResult run_seed(const ExperimentFlags& flags, const ExperimentSettings
   events.eval = [&](int64_t, const TaskScore& s) { display.eval(s); };
   events.test = [&](int64_t, const TaskScore& s) { display.test(s); };
   events.log = [&](const std::string& text) { display.line(text); };
+  events.warn = [&](const std::string& text) { display.warning(text); };
   events.stop = stop;
   display.begin(settings.seed);
   Experiment experiment(engine_of_device(flags.device), settings,
@@ -226,7 +230,7 @@ void add_flags(CLI::App& app, ExperimentFlags& f) {
   app.add_option("-t,--threads", f.threads, "Threads; 0: one per core")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
-  app.add_flag("--quiet", f.quiet, "No progress");
+  app.add_flag("--quiet", f.quiet, "No progress, only warnings");
   app.add_flag("--json", f.json, "Print the results as one JSON object");
 }
 

@@ -75,7 +75,9 @@ class TrainDisplay {
   }
 
   void line(const std::string& text) {
-    if (quiet_) return;
+    if (!quiet_) warning(text);
+  }
+  void warning(const std::string& text) {
     clear();
     log_line(text);
   }
@@ -155,6 +157,7 @@ int run(const TrainFlags& flags) {
   events.step = [&](const StepMetrics& m) { display.step(m); };
   events.eval = [&](const EvalMetrics& m) { display.eval(m); };
   events.log = [&](const std::string& text) { display.line(text); };
+  events.warn = [&](const std::string& text) { display.warning(text); };
   const Tokenizer tokenizer = config.data.tokenizer == "bytes"
                                   ? Tokenizer::bytes()
                                   : Tokenizer::from_file(config.data.tokenizer);
@@ -199,7 +202,7 @@ void add_train_command(CLI::App& app, CommandList& out) {
   command->add_option("--out", flags->out, "Folder of the run")->required();
   command->add_option("--resume", flags->resume,
                       "auto: the newest checkpoint in --out; or a checkpoint's folder");
-  command->add_flag("--quiet", flags->quiet, "No progress");
+  command->add_flag("--quiet", flags->quiet, "No progress, only warnings");
   command->add_flag("--json", flags->json, "Print the result as one JSON object");
   out.push_back({command, [flags] { return run(*flags); }});
 }

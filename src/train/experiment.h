@@ -72,6 +72,7 @@ struct ExperimentEvents {
   std::function<void(const StepMetrics&)> step;  // every log_every steps; loss: their mean
   std::function<void(int64_t step, const TaskScore&)> eval, test;
   std::function<void(const std::string&)> log;
+  std::function<void(const std::string&)> warn;  // what people should see in any case
   // Asked between steps and between the pieces of a test: true ends the session with everything
   // saved.
   std::function<bool()> stop;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <charconv>
 
 #include "core/error.h"
@@ -48,7 +49,9 @@ void check_settings(const ExperimentSettings& s) {
   require(t.vocab_size >= 4 && t.vocab_size <= 65536, "vocabulary", "4 to 65536", t.vocab_size);
   require(t.length >= 8 && t.length <= kMaxLength, "--length", "8 to 2^26", t.length);
   require(t.data_tokens >= 1 && t.data_tokens <= 4096, "--data-tokens", "1 to 4096", t.data_tokens);
-  require(t.max_position >= 1, "--max-position", "at least 1", t.max_position);
+  // Shorter sequences than the setting allows have it among their own first tokens.
+  require(t.max_position >= 1 && t.max_position <= std::max<int64_t>(10, t.length - 2),
+          "--max-position", "1 to --length - 2", t.max_position);
   require(s.d_model >= 1 && s.d_model <= kMaxWidth, "--d-model", "1 to 4096", s.d_model);
   require(s.n_layer >= 1 && s.n_layer <= 256, "--n-layer", "1 to 256", s.n_layer);
   require(s.d_state >= 1 && s.d_state <= 256, "--d-state", "1 to 256", s.d_state);
@@ -56,11 +59,14 @@ void check_settings(const ExperimentSettings& s) {
   require(s.batch_size * t.tokens_of(t.length) < int64_t{1} << 31, "--batch x --length",
           "below 2^31", s.batch_size * t.tokens_of(t.length));
   require(s.steps >= 1 && s.steps < int64_t{1} << 33, "--steps", "1 to 2^33 - 1", s.steps);
-  for (const int64_t every : {s.log_every, s.eval_every, s.save_every})
-    require(every >= 1, "--log-every, --eval-every, --save-every", "at least 1", every);
+  require(s.log_every >= 1, "steps between lines of metrics.jsonl", "at least 1", s.log_every);
+  require(s.eval_every >= 1, "--eval-every", "at least 1", s.eval_every);
+  require(s.save_every >= 1, "--save-every", "at least 1", s.save_every);
+  require(s.growth_steps >= 0, "--growth-steps", "at least 0", s.growth_steps);
   require(s.eval_sequences >= 1 && s.eval_sequences < 1 << 20, "--eval-sequences", "1 to 2^20 - 1",
           s.eval_sequences);
-  require(!s.test_lengths.empty(), "--max-test-length", "at least the shortest test, 64", 0);
+  if (s.test_lengths.empty())
+    throw Error("out of range", "--max-test-length", "at least the shortest test, 64");
   for (const int64_t length : s.test_lengths)
     require(length >= 8 && length <= kMaxLength, "--max-test-length", "8 to 2^26", length);
   require(s.min_test_sequences >= 1 && s.max_test_sequences >= s.min_test_sequences &&
@@ -69,6 +75,11 @@ void check_settings(const ExperimentSettings& s) {
   if (!(s.lr > 0 && s.lr <= 1)) throw Error("out of range", "--lr", "above 0, at most 1");
   if (!(s.goal > 0 && s.goal <= 1)) throw Error("out of range", "--goal", "above 0, at most 1");
   if (!(s.max_loss > 0)) throw Error("out of range", "--max-loss", "above 0");
+  if (!(s.adam.clip >= 0)) throw Error("out of range", "--clip", "at least 0");
+  if (!(s.adam.beta2 >= 0 && s.adam.beta2 < 1))
+    throw Error("out of range", "--beta2", "at least 0, below 1");
+  if (!(s.dt_min > 0 && s.dt_min < 0.1))
+    throw Error("out of range", "--dt-min", "above 0, below 0.1");
   if (s.dtype != "f32" && s.dtype != "bf16")
     throw Error("no such type", "--dtype", "f32 or bf16", s.dtype);
 }

@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "core/mapped_file.h"
+#include "model/config.h"
 #include "train/digest.h"
 
 namespace krait {
@@ -367,13 +368,61 @@ void fill_sizes(ModelSettings& m, const std::string& source) {
   m.size.clear();
 }
 
+// Names of the keys that somebody gave, in the file or on the command line.
+using Given = std::set<std::string>;
+
+Given given_keys(const toml::table& table, const std::vector<std::string>& settings) {
+  Given given;
+  for (const auto& [section, node] : table)
+    if (const toml::table* keys = node.as_table())
+      for (const auto& [key, value] : *keys)
+        given.insert(std::string(section.str()) + "." + std::string(key.str()));
+  for (const std::string& setting : settings) given.insert(setting.substr(0, setting.find('=')));
+  return given;
+}
+
+// The model to fine-tune has its sizes: they take the settings' place, which may not say otherwise.
+void take_sizes(ModelSettings& m, const Given& given, const std::string& source) {
+  const Config base = read_config(m.init_from);
+  const auto take = [&](const char* name, auto& value, auto theirs, bool free) {
+    const std::string key = std::string("model.") + name;
+    if (given.contains(key) && !free && value != theirs)
+      throw Error("not the size of the model to fine-tune", source + ", " + key,
+                  to_text(theirs) + " as in " + m.init_from + ", or no value", to_text(value));
+    value = theirs;
+  };
+  if (!m.size.empty()) {
+    ModelSettings preset;
+    preset.size = m.size;
+    fill_sizes(preset, source);
+    if (preset.d_model != base.d_model || preset.n_layer != base.n_layer)
+      throw Error("not the size of the model to fine-tune", source + ", model.size",
+                  "no value: it comes from " + m.init_from, m.size);
+    m.size.clear();
+  }
+  take("d_model", m.d_model, base.d_model, m.d_model == 0);
+  take("n_layer", m.n_layer, base.n_layer, m.n_layer == 0);
+  take("d_state", m.d_state, base.d_state, false);
+  take("d_conv", m.d_conv, base.d_conv, false);
+  if (base.d_inner % base.d_model == 0)
+    take("expand", m.expand, base.d_inner / base.d_model, m.d_inner > 0);
+  take("d_inner", m.d_inner, base.d_inner, m.d_inner == 0);
+  take("dt_rank", m.dt_rank, base.dt_rank, m.dt_rank == 0);
+  take("vocab_size", m.vocab_size, base.vocab_size, m.vocab_size == 0);
+  take("tie_embeddings", m.tie_embeddings, base.tie_embeddings, false);
+  take("selective_delta", m.selective_delta, base.selective_delta, false);
+  take("selective_B", m.selective_B, base.selective_B, false);
+  take("selective_C", m.selective_C, base.selective_C, false);
+}
+
 void make_absolute(std::string& path) {
   if (!path.empty()) path = std::filesystem::absolute(path).lexically_normal().string();
 }
 
-void resolve(RunConfig& c, const std::string& source) {
-  fill_sizes(c.model, source);
+void resolve(RunConfig& c, const Given& given, const std::string& source) {
   make_absolute(c.model.init_from);
+  if (!c.model.init_from.empty()) take_sizes(c.model, given, source);
+  fill_sizes(c.model, source);
   const std::string own_tokenizer = c.model.init_from + "/tokenizer.json";
   if (!c.model.init_from.empty() && c.data.tokenizer == "bytes" &&
       std::filesystem::exists(own_tokenizer)) {
@@ -403,9 +452,14 @@ void resolve(RunConfig& c, const std::string& source) {
 RunConfig parse_run_config(std::string_view text, const std::string& source,
                            const std::vector<std::string>& settings) {
   RunConfig config;
-  apply_table(config, parse_toml(text, source), source);
+  const toml::table table = parse_toml(text, source);
+  apply_table(config, table, source);
+  // A preset on the command line takes the place of sizes in the file, as it did when the file was
+  // written.
+  if (std::ranges::any_of(settings, [](const auto& s) { return s.starts_with("model.size="); }))
+    config.model.d_model = config.model.n_layer = 0;
   for (const std::string& setting : settings) apply_setting(config, setting);
-  resolve(config, source);
+  resolve(config, given_keys(table, settings), source);
   return config;
 }
 

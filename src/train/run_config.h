@@ -13,7 +13,8 @@
 namespace krait {
 
 struct ModelSettings {
-  std::string init_from;  // folder of a model to fine-tune; the keys below are then not used
+  std::string
+      init_from;        // folder of a model to fine-tune, which the keys below are then taken from
   std::string size;     // preset for d_model and n_layer: tiny, small, 130m, 370m, 790m, 1.4b, 2.8b
   int64_t d_model = 0;  // 0: from the preset, else 256
   int64_t n_layer = 0;  // 0: from the preset, else 6

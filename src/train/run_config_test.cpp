@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "core/error.h"
+#include "model/config.h"
 #include "train/test_folder.h"
 
 namespace krait {
@@ -107,6 +108,43 @@ TEST(RunConfig, ContradictionsAreErrors) {
             std::string::npos);
   EXPECT_NE(error_of(kMinimal, {"model.size=130m", "model.d_model=8"}).find("both given"),
             std::string::npos);
+}
+
+// What a run has written, with the command that began it.
+TEST(RunConfig, ThePresetMayBeGivenAgain) {
+  const std::vector<std::string> command = {"model.size=tiny"};
+  const std::string text = write_run_config(parse_run_config(kMinimal, "run.toml", command));
+  const RunConfig again = parse_run_config(text, "config.toml", command);
+  EXPECT_EQ(write_run_config(again), text);
+  EXPECT_EQ(parse_run_config(text, "config.toml", {"model.size=130m"}).model.d_model, 768);
+}
+
+TEST(RunConfig, SizesOfAModelToFineTuneComeFromIt) {
+  const TestFolder folder;
+  Config base = make_config(300, 96, 5);
+  base.d_state = 8;
+  base.d_inner = 160;
+  base.tie_embeddings = false;
+  folder.file("config.json", config_to_json(base, Dialect::hf));
+  const std::string init = "model.init_from=" + folder.path().string();
+  const RunConfig c = parse_run_config(kMinimal, "run.toml", {init, "model.d_state=8"});
+  EXPECT_EQ(c.model.d_model, 96);
+  EXPECT_EQ(c.model.n_layer, 5);
+  EXPECT_EQ(c.model.d_inner, 160);
+  EXPECT_EQ(c.model.vocab_size, 300);
+  EXPECT_FALSE(c.model.tie_embeddings);
+  const std::string text = write_run_config(c);
+  EXPECT_EQ(write_run_config(parse_run_config(text, "config.toml", {})), text);
+  for (const char* other :
+       {"model.d_model=64", "model.n_layer=4", "model.d_state=16", "model.d_inner=192",
+        "model.vocab_size=304", "model.tie_embeddings=true", "model.selective_B=false",
+        "model.size=tiny"}) {
+    const std::string key = std::string(other).substr(0, std::string(other).find('='));
+    const std::string error = error_of(kMinimal, {init, other});
+    EXPECT_EQ(error.substr(0, 10 + key.size()), "run.toml, " + key) << error;
+    EXPECT_NE(error.find("not the size of the model to fine-tune"), std::string::npos) << error;
+  }
+  EXPECT_NE(error_of(kMinimal, {"model.init_from=/nowhere"}).find("/nowhere"), std::string::npos);
 }
 
 TEST(RunConfig, DigestIsOfWhatAResumedRunMustKeep) {

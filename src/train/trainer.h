@@ -26,7 +26,8 @@ namespace krait {
 struct TrainerEvents {
   std::function<void(const StepMetrics&)> step;  // every step
   std::function<void(const EvalMetrics&)> eval;
-  std::function<void(const std::string&)> log;  // a line for people
+  std::function<void(const std::string&)> log;   // a line for people
+  std::function<void(const std::string&)> warn;  // a line that people should see in any case
   std::function<void(int64_t step, const Weights&)>
       sample;  // train.sample_every steps have passed, or the run is over
 };

@@ -355,6 +355,23 @@ TEST(Trainer, ReturnsToAnOlderCheckpointOnRequest) {
   EXPECT_EQ(list_checkpoints(toy.out("run")), (std::vector<int64_t>{6, 12, 18, 24}));
 }
 
+TEST(Trainer, SaysThatItStartsAnewWhereCheckpointsWere) {
+  const Toy toy;
+  const fs::path out = toy.out("run");
+  std::vector<std::string> warnings;
+  TrainerEvents events;
+  events.warn = [&](const std::string& w) { warnings.push_back(w); };
+  const std::atomic<bool> never = false;
+  const auto run = [&] { Trainer(toy.config({"train.steps=2"}), out, "auto", events).run(never); };
+  run();
+  EXPECT_TRUE(warnings.empty());  // there was nothing
+  std::ofstream(out / "step-2" / "trainer_state.json") << "x";
+  run();
+  ASSERT_EQ(warnings.size(), 2u);
+  EXPECT_EQ(warnings[0].find("passing over a checkpoint"), 0u) << warnings[0];
+  EXPECT_EQ(warnings[1], "no intact checkpoint in " + out.string() + ": training starts anew");
+}
+
 TEST(Checkpoint, DamageIsSeenAndPassedOver) {
   const Toy toy;
   const fs::path out = toy.out("run");
