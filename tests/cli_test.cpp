@@ -56,6 +56,16 @@ TEST_F(Cli, BenchesAnOpOnSeveralShapes) {
     if (row.at("pass") != "step") shapes.push_back(row.at("shape"));
   const std::vector<std::string> expected = {"2x32x64x16", "2x32x64x16", "1x64x32x8", "1x64x32x8"};
   EXPECT_EQ(shapes, expected);
+  for (const char* op : {"selective_scan", "causal_conv1d"}) {
+    const ProgramResult checked =
+        run_krait({"bench", "op", op, "--check", "--shapes", "2x40x32", "--json"});
+    ASSERT_EQ(checked.status, 0) << checked.err;
+    for (const auto& row : nlohmann::json::parse(checked.out)) {
+      EXPECT_EQ(row.contains("error"), row.at("pass") != "step") << row;
+      EXPECT_LT(row.value("error", 0.0), 1e-5) << row;
+    }
+  }
+  expect_failure({"bench", "op", "linear", "--check"}, 2, {"--check"});
 }
 
 TEST_F(Cli, GeneratesAsJsonAndAsText) {

@@ -209,7 +209,7 @@ struct OpBenchFlags {
   std::string op = "all", size = "130m";
   int64_t prompt = 512, sequences = 1, d_inner = 0, d_state = 0;
   std::vector<std::string> shapes;  // instead of these four
-  bool json = false;
+  bool check = false, json = false;
 };
 
 // "SxDxL" or "SxDxLxN": sequences, d_inner, tokens of each and d_state.
@@ -260,6 +260,8 @@ int run_op(const OpBenchFlags& flags) {
   if (!flags.shapes.empty() && flags.op != "selective_scan" && flags.op != "causal_conv1d" &&
       flags.op != "all")
     throw UsageError("--shapes: for selective_scan and causal_conv1d");
+  if (flags.check && flags.op != "selective_scan" && flags.op != "causal_conv1d")
+    throw UsageError("--check: for selective_scan and causal_conv1d");
   const std::vector<OpShape> shapes = shapes_of(flags);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
   auto rows = nlohmann::ordered_json::array();
@@ -269,7 +271,7 @@ int run_op(const OpBenchFlags& flags) {
         "op               pass  shape                    dtype        ms     GB/s  TFLOP/s  floor "
         "ms "
         "% of floor\n");
-  bench_op(*ctx, flags.op, shapes, [&](const OpTime& t) {
+  bench_op(*ctx, flags.op, shapes, flags.check, [&](const OpTime& t) {
     if (flags.json) {
       rows.push_back({{"op", t.op},
                       {"pass", t.pass},
@@ -280,12 +282,18 @@ int run_op(const OpBenchFlags& flags) {
                       {"gb_per_s", t.gb_per_s},
                       {"tflop_per_s", t.tflop_per_s},
                       {"bound", t.bound}});
+      if (t.error) rows.back()["error"] = *t.error;
       return;
     }
-    std::snprintf(line, sizeof line, "%-16s %-5s %-24s %-5s %9.4f %8.0f %8.2f %9.4f %5.0f (%s)\n",
+    std::snprintf(line, sizeof line, "%-16s %-5s %-24s %-5s %9.4f %8.0f %8.2f %9.4f %5.0f (%s)",
                   t.op.c_str(), t.pass.c_str(), t.shape.c_str(), t.dtype.c_str(), t.ms, t.gb_per_s,
                   t.tflop_per_s, t.floor_ms, 100 * t.floor_ms / t.ms, t.bound.c_str());
     write_stdout(line);
+    if (t.error) {
+      std::snprintf(line, sizeof line, "  error %.1e", *t.error);
+      write_stdout(line);
+    }
+    write_stdout("\n");
     flush_stdout();
   });
   if (flags.json) print_json(rows);
@@ -322,10 +330,14 @@ void add_op_bench(CLI::App& bench, CommandList& out) {
   command->add_option("--d-state", flags->d_state, "States of a channel, instead of the model's")
       ->check(CLI::Range(1, 256))
       ->excludes(shapes);
+  command->add_flag("--check", flags->check,
+                    "Compare first, for the first and last 16 channels, with the CPU's results "
+                    "(on a CPU: with the reference's); selective_scan, causal_conv1d");
   flags->compute.add_to(*command);
   command->add_flag("--json", flags->json,
                     "Print a list of {\"op\", \"pass\", \"shape\", \"dtype\", \"ms\", "
-                    "\"floor_ms\", \"gb_per_s\", \"tflop_per_s\", \"bound\"}");
+                    "\"floor_ms\", \"gb_per_s\", \"tflop_per_s\", \"bound\"; with --check "
+                    "\"error\"}");
   out.push_back({command, [flags] { return run_op(*flags); }});
 }
 

@@ -7,6 +7,7 @@
 #include "core/rng.h"
 #include "ops/engine.h"
 #include "ops/machine.h"
+#include "ops/op_parity.h"
 
 namespace krait {
 namespace {
@@ -18,8 +19,9 @@ struct Rates {
 
 class Bench {
  public:
-  Bench(Context& ctx, DType dtype, const std::function<void(const OpTime&)>& row)
+  Bench(Context& ctx, DType dtype, bool check, const std::function<void(const OpTime&)>& row)
       : ctx_(ctx),
+        check_(check),
         rates_{measure_read_bandwidth(ctx) * 1e9, measure_gemm_rate(ctx, dtype) * 1e9,
                measure_exp_rate(ctx)},
         row_(row) {}
@@ -67,9 +69,13 @@ class Bench {
 
   // At least 5 runs and 0.3 seconds: the best of them, on a GPU the median.
   void time(const std::string& op, const std::string& pass, const std::string& shape,
-            const Cost& cost, const std::function<void()>& run);
+            const Cost& cost, const std::function<void()>& run, std::optional<double> error = {});
+  // error(), where it is wanted; an Error where it is too large.
+  std::optional<double> checked(const std::string& op, const std::string& shape,
+                                const std::function<double()>& error);
 
   Context& ctx_;
+  bool check_;
   OpShape s_;
   Rates rates_;
   const std::function<void(const OpTime&)>& row_;
@@ -77,8 +83,18 @@ class Bench {
   Rng rng_{1};
 };
 
+std::optional<double> Bench::checked(const std::string& op, const std::string& shape,
+                                     const std::function<double()>& error) {
+  if (!check_) return {};
+  const double found = error(), allowed = s_.dtype == DType::f32 ? 1e-4 : 4e-3;
+  if (!(found <= allowed))
+    throw Error("does not agree with another engine", op + " " + shape,
+                "a relative error of at most " + std::to_string(allowed), std::to_string(found));
+  return found;
+}
+
 void Bench::time(const std::string& op, const std::string& pass, const std::string& shape,
-                 const Cost& cost, const std::function<void()>& run) {
+                 const Cost& cost, const std::function<void()>& run, std::optional<double> error) {
   using Clock = std::chrono::steady_clock;
   const auto seconds_of = [&](int calls) {
     const auto begin = Clock::now();
@@ -112,7 +128,8 @@ void Bench::time(const std::string& op, const std::string& pass, const std::stri
         .tflop_per_s = cost.flops / best * 1e-12,
         .bound = floor == exps    ? "exps"
                  : floor == flops ? "flops"
-                                  : "bytes"});
+                                  : "bytes",
+        .error = error});
 }
 
 std::string dims(std::initializer_list<int64_t> extents) {
@@ -217,10 +234,16 @@ void Bench::causal_conv1d() {
                                  .dstate = {}};
   const std::string shape = dims({s_.num_seqs, T / s_.num_seqs, d, s_.d_conv});
   const Cost cost = causal_conv1d_cost(op);
-  time("causal_conv1d", "fwd", shape, cost, [&] { causal_conv1d_fwd(ctx_, op); });
-  time("causal_conv1d", "bwd", shape,
-       cost + 0.5 * Cost{.flops = 2 * cost.flops, .bytes = cost.bytes, .exps = 0},
-       [&] { causal_conv1d_bwd(ctx_, op, grad); });
+  const auto forward_error =
+      checked("causal_conv1d fwd", shape, [&] { return causal_conv1d_fwd_error(ctx_, op); });
+  time(
+      "causal_conv1d", "fwd", shape, cost, [&] { causal_conv1d_fwd(ctx_, op); }, forward_error);
+  const auto backward_error =
+      checked("causal_conv1d bwd", shape, [&] { return causal_conv1d_bwd_error(ctx_, op, grad); });
+  time(
+      "causal_conv1d", "bwd", shape,
+      cost + 0.5 * Cost{.flops = 2 * cost.flops, .bytes = cost.bytes, .exps = 0},
+      [&] { causal_conv1d_bwd(ctx_, op, grad); }, backward_error);
   CausalConv1d step = op;
   for (Tensor* t : {&step.x, &step.y}) *t = t->slice(0, 0, s_.num_seqs);
   step.seq_start = Tensor();
@@ -256,12 +279,20 @@ void Bench::selective_scan() {
                                   .y = {}};
   const std::string shape = dims({s_.num_seqs, T / s_.num_seqs, d, n});
   const Cost cost = selective_scan_cost(op);
-  time("selective_scan", "fwd", shape, cost, [&] { selective_scan_fwd(ctx_, op); });
+  const auto forward_error =
+      checked("selective_scan fwd", shape, [&] { return selective_scan_fwd_error(ctx_, op); });
+  time(
+      "selective_scan", "fwd", shape, cost, [&] { selective_scan_fwd(ctx_, op); }, forward_error);
   op.saved = zeros({selective_scan_saved_size(ctx_, T, d, n)});
+  fill_zero(ctx_, op.state);
   selective_scan_fwd(ctx_, op);
-  time("selective_scan", "bwd", shape,
-       cost + Cost{.flops = cost.flops, .bytes = 0.75 * cost.bytes, .exps = 0},
-       [&] { selective_scan_bwd(ctx_, op, grad); });
+  fill_zero(ctx_, op.state);  // the initial one is what the backward pass reads
+  const auto backward_error = checked("selective_scan bwd", shape,
+                                      [&] { return selective_scan_bwd_error(ctx_, op, grad); });
+  time(
+      "selective_scan", "bwd", shape,
+      cost + Cost{.flops = cost.flops, .bytes = 0.75 * cost.bytes, .exps = 0},
+      [&] { selective_scan_bwd(ctx_, op, grad); }, backward_error);
   SelectiveScan step = op;
   for (Tensor* t : {&step.u, &step.dt, &step.B, &step.C, &step.z, &step.y})
     *t = t->slice(0, 0, s_.num_seqs);
@@ -356,7 +387,7 @@ const std::vector<std::string>& bench_op_names() {
   return names;
 }
 
-void bench_op(Context& ctx, const std::string& name, const std::vector<OpShape>& shapes,
+void bench_op(Context& ctx, const std::string& name, const std::vector<OpShape>& shapes, bool check,
               const std::function<void(const OpTime&)>& row) {
   const auto& names = bench_op_names();
   if (name != "all" && std::find(names.begin(), names.end(), name) == names.end()) {
@@ -365,7 +396,7 @@ void bench_op(Context& ctx, const std::string& name, const std::vector<OpShape>&
     throw Error("no op of this name", "op", known, "\"" + name + "\"");
   }
   KRAIT_CHECK(!shapes.empty());
-  Bench bench(ctx, shapes.front().dtype, row);
+  Bench bench(ctx, shapes.front().dtype, check, row);
   for (const OpShape& shape : shapes) {
     bench.take(shape);
     for (const auto& [op, method] : methods())

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,14 +22,17 @@ struct OpTime {
   double ms, floor_ms;                 // of several runs the best, on a GPU the median
   double gb_per_s, tflop_per_s;  // bytes and operations that the op's cost() counts, by its time
   std::string bound;             // what the floor is made of: "bytes", "flops" or "exps"
+  std::optional<double> error;   // relative, to another engine (op_parity.h), where it was compared
 };
 
 // Names of the ops that can be timed.
 const std::vector<std::string>& bench_op_names();
 
 // Times one op, or every op for "all", on one shape after the other, all of one type; `row` gets
-// each result as it comes. Throws Error for a name it does not know.
-void bench_op(Context& ctx, const std::string& name, const std::vector<OpShape>& shapes,
+// each result as it comes. check: the scan's and the convolution's passes are first compared with
+// another engine's, with the same inputs on the same shape. Throws Error for a name it does not
+// know, and where a pass does not agree.
+void bench_op(Context& ctx, const std::string& name, const std::vector<OpShape>& shapes, bool check,
               const std::function<void(const OpTime&)>& row);
 
 }  // namespace krait
