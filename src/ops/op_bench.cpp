@@ -86,7 +86,8 @@ class Bench {
 std::optional<double> Bench::checked(const std::string& op, const std::string& shape,
                                      const std::function<double()>& error) {
   if (!check_) return {};
-  const double found = error(), allowed = s_.dtype == DType::f32 ? 1e-4 : 4e-3;
+  // In bf16 both round their results, each by some 1.7e-3; in f32 sums over a million tokens part.
+  const double found = error(), allowed = s_.dtype == DType::f32 ? 1e-4 : 8e-3;
   if (!(found <= allowed))
     throw Error("does not agree with another engine", op + " " + shape,
                 "a relative error of at most " + std::to_string(allowed), std::to_string(found));
