@@ -122,42 +122,52 @@ class Part {
 // The largest, or the first that is no number.
 double worse(double a, double b) { return std::isnan(a) || a > b ? a : b; }
 
+Tensor state_of(Part& part, const SelectiveScan& op) { return part.middle(op.state); }
+Tensor state_of(Part& part, const CausalConv1d& op) { return part.columns(op.state); }
+
 SelectiveScan part_of(Part& part, const SelectiveScan& op) {
   SelectiveScan p = op;
   for (Tensor* t : {&p.u, &p.dt, &p.z, &p.y}) *t = part.columns(*t);
   for (Tensor* t : {&p.A, &p.D, &p.dt_bias}) *t = part.rows(*t);
   for (Tensor* t : {&p.B, &p.C, &p.seq_start, &p.slot}) *t = part.whole(*t);
-  p.state = part.middle(op.state);
+  p.state = state_of(part, op);
   p.saved = {};
   return p;
 }
 
 CausalConv1d part_of(Part& part, const CausalConv1d& op) {
   CausalConv1d p = op;
-  for (Tensor* t : {&p.x, &p.y, &p.state}) *t = part.columns(*t);
+  for (Tensor* t : {&p.x, &p.y}) *t = part.columns(*t);
   for (Tensor* t : {&p.weight, &p.bias}) *t = part.rows(*t);
   for (Tensor* t : {&p.seq_start, &p.slot}) *t = part.whole(*t);
+  p.state = state_of(part, op);
   return p;
+}
+
+// The inputs are copied first: the pass changes the state.
+template <class Op>
+double forward_error(Context& ctx, const Op& op, void (*pass)(Context&, const Op&)) {
+  std::deque<Part> parts;
+  std::vector<Op> inputs;
+  for (const Channels c : some_channels(op.y.shape[1])) {
+    parts.emplace_back(ctx, c);
+    inputs.push_back(part_of(parts.back(), op));
+  }
+  pass(ctx, op);
+  double error = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    pass(parts[i].expected(), inputs[i]);
+    error = worse(Part::error(parts[i].columns(op.y), inputs[i].y), error);
+    error = worse(Part::error(state_of(parts[i], op), inputs[i].state), error);
+  }
+  return error;
 }
 
 }  // namespace
 
 double selective_scan_fwd_error(Context& ctx, const SelectiveScan& op) {
   KRAIT_CHECK(op.B.shape[1] == 1);
-  std::deque<Part> parts;
-  std::vector<SelectiveScan> inputs;
-  for (const Channels c : some_channels(op.u.shape[1])) {
-    parts.emplace_back(ctx, c);
-    inputs.push_back(part_of(parts.back(), op));
-  }
-  selective_scan_fwd(ctx, op);
-  double error = 0;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    selective_scan_fwd(parts[i].expected(), inputs[i]);
-    error = worse(Part::error(parts[i].columns(op.y), inputs[i].y), error);
-    error = worse(Part::error(parts[i].middle(op.state), inputs[i].state), error);
-  }
-  return error;
+  return forward_error(ctx, op, selective_scan_fwd);
 }
 
 double selective_scan_bwd_error(Context& ctx, const SelectiveScan& op,
@@ -189,20 +199,7 @@ double selective_scan_bwd_error(Context& ctx, const SelectiveScan& op,
 }
 
 double causal_conv1d_fwd_error(Context& ctx, const CausalConv1d& op) {
-  std::deque<Part> parts;
-  std::vector<CausalConv1d> inputs;
-  for (const Channels c : some_channels(op.x.shape[1])) {
-    parts.emplace_back(ctx, c);
-    inputs.push_back(part_of(parts.back(), op));
-  }
-  causal_conv1d_fwd(ctx, op);
-  double error = 0;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    causal_conv1d_fwd(parts[i].expected(), inputs[i]);
-    error = worse(Part::error(parts[i].columns(op.y), inputs[i].y), error);
-    error = worse(Part::error(parts[i].columns(op.state), inputs[i].state), error);
-  }
-  return error;
+  return forward_error(ctx, op, causal_conv1d_fwd);
 }
 
 double causal_conv1d_bwd_error(Context& ctx, const CausalConv1d& op, const CausalConv1dGrad& grad) {
