@@ -1,6 +1,4 @@
 // krait experiment: the paper's two synthetic tasks, learned and tested for several seeds.
-#include <unistd.h>
-
 #include <chrono>
 #include <filesystem>
 #include <limits>
@@ -9,6 +7,7 @@
 #include "command.h"
 #include "core/mapped_file.h"
 #include "ops/device.h"
+#include "status_line.h"
 #include "train/experiment.h"
 #include "train/experiment_results.h"
 #include "train/progress.h"
@@ -75,25 +74,22 @@ ExperimentSettings settings_of(const ExperimentFlags& f) {
 }
 
 // Where a seed stands, on stderr: a line that is rewritten on a terminal, else one now and then.
-class ExperimentDisplay {
+class ExperimentDisplay : public StatusLine {
  public:
   ExperimentDisplay(const ExperimentSettings& settings, bool quiet)
-      : steps_(settings.steps),
-        terminal_(::isatty(STDERR_FILENO)),
-        quiet_(quiet),
-        timer_(terminal_ ? 0.2 : 10) {}
+      : StatusLine(quiet), steps_(settings.steps), timer_(terminal() ? 0.2 : 10) {}
 
   void begin(uint64_t seed) {
     seed_ = seed;
     accuracy_ = "";
-    timer_ = ProgressTimer(terminal_ ? 0.2 : 10);
+    timer_ = ProgressTimer(terminal() ? 0.2 : 10);
     last_step_ = -1;
   }
   void step(const StepMetrics& m) {
     const double steps_per_s = last_step_ < 0 ? 0
                                               : static_cast<double>(m.step - last_step_) /
                                                     std::max(m.elapsed_s - last_elapsed_, 1e-9);
-    if (quiet_ || !timer_.due(m.elapsed_s, m.step == steps_)) return;
+    if (quiet() || !timer_.due(m.elapsed_s, m.step == steps_)) return;
     char text[200];
     std::snprintf(text, sizeof text, "seed %llu  step %lld/%lld  loss %.4f%s  %.1f steps/s",
                   static_cast<unsigned long long>(seed_), static_cast<long long>(m.step),
@@ -117,30 +113,12 @@ class ExperimentDisplay {
                   static_cast<long long>(s.right_sequences), static_cast<long long>(s.sequences));
     line(text);
   }
-  void line(const std::string& text) {
-    if (!quiet_) warning(text);
-  }
-  void warning(const std::string& text) {
-    clear();
-    log_line(text);
-  }
-  void clear() {
-    if (shown_) std::fputs("\r\033[K", stderr);
-    shown_ = false;
-  }
 
  private:
-  void show(const char* text) {
-    if (!terminal_) return log_line(text);
-    std::fprintf(stderr, "\r%s\033[K", text);
-    shown_ = true;
-  }
-
   int64_t steps_, last_step_ = -1;
   uint64_t seed_ = 0;
   std::string accuracy_;
   double last_elapsed_ = 0;
-  bool terminal_, quiet_, shown_ = false;
   ProgressTimer timer_;
 };
 

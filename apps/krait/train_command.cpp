@@ -10,6 +10,7 @@
 #include "core/mapped_file.h"
 #include "generate/generator.h"
 #include "ops/device.h"
+#include "status_line.h"
 #include "train/progress.h"
 #include "train/report.h"
 #include "train/trainer.h"
@@ -42,10 +43,10 @@ int terminal_width() {
 }
 
 // The state of the run on stderr: a bar on a terminal, else a line now and then.
-class TrainDisplay {
+class TrainDisplay : public StatusLine {
  public:
   TrainDisplay(const TrainSettings& train, bool quiet)
-      : terminal_(::isatty(STDERR_FILENO)), quiet_(quiet), timer_(terminal_ ? 0.1 : 10) {
+      : StatusLine(quiet), timer_(terminal() ? 0.1 : 10) {
     progress_.steps = train.steps;
     progress_.seconds = train.seconds;
   }
@@ -56,13 +57,8 @@ class TrainDisplay {
     progress_.tokens_per_s = rate_.next(m.tokens_per_s);
     progress_.elapsed_s = m.elapsed_s;
     const bool last = progress_.steps > 0 && m.step == progress_.steps;
-    if (quiet_ || !timer_.due(m.elapsed_s, last)) return;
-    if (terminal_) {
-      std::fprintf(stderr, "\r%s\033[K", progress_bar(progress_, terminal_width()).c_str());
-      shown_ = true;
-    } else {
-      log_line(progress_line(progress_));
-    }
+    if (quiet() || !timer_.due(m.elapsed_s, last)) return;
+    show(terminal() ? progress_bar(progress_, terminal_width()) : progress_line(progress_));
   }
 
   void eval(const EvalMetrics& m) {
@@ -72,19 +68,6 @@ class TrainDisplay {
                   "step %lld  validation loss %.4f  perplexity %.3f  bits per byte %.4f",
                   static_cast<long long>(m.step), m.loss, m.perplexity, m.bits_per_byte);
     line(text);
-  }
-
-  void line(const std::string& text) {
-    if (!quiet_) warning(text);
-  }
-  void warning(const std::string& text) {
-    clear();
-    log_line(text);
-  }
-
-  void clear() {
-    if (shown_) std::fputs("\r\033[K", stderr);
-    shown_ = false;
   }
 
  private:
@@ -100,7 +83,6 @@ class TrainDisplay {
 
   Progress progress_;
   Smoothed smoothed_, rate_;
-  bool terminal_, quiet_, shown_ = false;
   ProgressTimer timer_;
 };
 

@@ -121,9 +121,7 @@ void Experiment::Run::begin(bool resume) {
                 "--resume, or another --out");
   result.seed = settings.seed;
   std::optional<Checkpoint> from;
-  if (resume) from = latest_checkpoint(folder.path(), events.warn);
-  if (resume && !from && folder.holds_a_run() && events.warn)
-    events.warn("no intact checkpoint in " + folder.path().string() + ": training starts anew");
+  if (resume) from = folder.newest_checkpoint(events.warn);
   if (from) {
     if (from->state.config_digest != digest_of(settings))
       throw Error("the settings are not those of the checkpoint", from->folder.string(),

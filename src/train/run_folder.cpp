@@ -8,7 +8,6 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "train/checkpoint.h"
 
 namespace krait {
 
@@ -30,6 +29,14 @@ RunFolder::~RunFolder() { ::close(fd_); }
 
 bool RunFolder::holds_a_run() const {
   return std::filesystem::exists(path_ / "metrics.jsonl") || !list_checkpoints(path_).empty();
+}
+
+std::optional<Checkpoint> RunFolder::newest_checkpoint(
+    const std::function<void(const std::string&)>& warn) const {
+  std::optional<Checkpoint> newest = latest_checkpoint(path_, warn);
+  if (!newest && warn && holds_a_run())
+    warn("no intact checkpoint in " + path_.string() + ": training starts anew");
+  return newest;
 }
 
 }  // namespace krait

@@ -2,6 +2,11 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "train/checkpoint.h"
 
 namespace krait {
 
@@ -16,6 +21,10 @@ class RunFolder {
 
   const std::filesystem::path& path() const { return path_; }
   bool holds_a_run() const;  // metrics or checkpoints are there
+  // Where to go on: as latest_checkpoint, and `warn` (none: nobody) hears when a run that is there
+  // has none.
+  std::optional<Checkpoint> newest_checkpoint(
+      const std::function<void(const std::string&)>& warn) const;
 
  private:
   std::filesystem::path path_;

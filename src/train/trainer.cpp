@@ -122,10 +122,6 @@ struct Trainer::Run {
     if (events.log) events.log(line);
   }
 
-  void warn(const std::string& line) const {
-    if (events.warn) events.warn(line);
-  }
-
   void begin(const std::string& resume);
   void resume_from(const Checkpoint& from);
   double learning_rate() const;
@@ -144,9 +140,7 @@ void Trainer::Run::begin(const std::string& resume) {
   }
   std::optional<Checkpoint> from;
   if (resume == "auto") {
-    from = latest_checkpoint(folder.path(), [this](const std::string& line) { warn(line); });
-    if (!from && folder.holds_a_run())
-      warn("no intact checkpoint in " + folder.path().string() + ": training starts anew");
+    from = folder.newest_checkpoint(events.warn);
   } else if (!resume.empty()) {
     from = open_checkpoint(resume);
   }
