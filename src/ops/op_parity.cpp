@@ -1,7 +1,6 @@
 #include "ops/op_parity.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <deque>
 #include <vector>
@@ -11,6 +10,18 @@
 #include "ops/engine.h"
 
 namespace krait {
+
+double relative_rms(const std::vector<double>& actual, const std::vector<double>& expected) {
+  KRAIT_CHECK(actual.size() == expected.size());
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    error += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  if (norm == 0) norm = actual.empty() ? 1 : static_cast<double>(actual.size());
+  return std::sqrt(error / norm);
+}
+
 namespace {
 
 constexpr int64_t kChannels = 16;  // of each end
@@ -42,27 +53,25 @@ class Part {
     ctx_.memory().download(copy.data, t.data, t.bytes());
     return copy;
   }
-  // The part's columns of (rows, .., d_inner), or its rows of (d_inner, ..) or (d_inner).
-  Tensor columns(const Tensor& t) {
-    if (!t) return t;
-    return whole(dense(t.slice(t.rank - 1, channels_.begin, channels_.end)));
-  }
+  // The part's rows of (d_inner, ..) or (d_inner).
   Tensor rows(const Tensor& t) { return t ? whole(t.slice(0, channels_.begin, channels_.end)) : t; }
-  // The part's (slots, channels, d_state) of (slots, d_inner, d_state).
+  // Its columns of (rows, d_inner), which may be strided.
+  Tensor columns(const Tensor& t) {
+    return t ? dense(t.slice(1, channels_.begin, channels_.end)) : t;
+  }
+  // Its (slots, k, channels) of (slots, k, d_inner).
+  Tensor last(const Tensor& t) {
+    if (!t) return t;
+    const int64_t slots = t.shape[0], k = t.shape[1];
+    return columns(t.reshape({slots * k, t.shape[2]})).reshape({slots, k, count()});
+  }
+  // Its (slots, channels, k) of (slots, d_inner, k).
   Tensor middle(const Tensor& t) {
     if (!t) return t;
-    Tensor part = t.slice(1, channels_.begin, channels_.end);
-    Tensor flat = part;  // rows of one slot
-    flat.rank = 2;
-    flat.shape = {part.shape[0], part.shape[1] * part.shape[2]};
-    flat.stride = {part.stride[0], 1};
-    Tensor copy = whole(dense(flat));
-    copy.rank = 3;
-    copy.shape = part.shape;
-    copy.stride[0] = part.shape[1] * part.shape[2];
-    copy.stride[1] = part.shape[2];
-    copy.stride[2] = 1;
-    return copy;
+    const int64_t slots = t.shape[0], k = t.shape[2];
+    return dense(
+               t.reshape({slots, t.shape[1] * k}).slice(1, channels_.begin * k, channels_.end * k))
+        .reshape({slots, count(), k});
   }
   // Of the same shape and type as a copy, zero.
   Tensor space(const Tensor& like) {
@@ -73,57 +82,36 @@ class Part {
     return t;
   }
 
-  // sqrt(sum (a - b)^2 / sum b^2) of copies; b all zero: of a alone.
-  static double error(const Tensor& a, const Tensor& b) {
-    if (!a) return 0;
-    const std::vector<float> x = floats(a), y = floats(b);
-    double difference = 0, size = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-      const double d = static_cast<double>(x[i]) - static_cast<double>(y[i]);
-      difference += d * d;
-      size += static_cast<double>(y[i]) * static_cast<double>(y[i]);
-    }
-    return std::sqrt(size > 0 ? difference / size : difference);
+  // Of copies; none: 0.
+  static double error(const Tensor& actual, const Tensor& expected) {
+    return actual ? relative_rms(doubles(actual), doubles(expected)) : 0;
   }
 
  private:
-  static std::vector<float> floats(const Tensor& t) {
-    std::vector<float> values(static_cast<size_t>(t.size()));
-    Tensor to = t;
-    to.dtype = DType::f32;
-    to.data = values.data();
-    convert_on_host(1, t, to);
+  static std::vector<double> doubles(const Tensor& t) {
+    std::vector<double> values(static_cast<size_t>(t.size()));
+    convert_on_host(1, t, Tensor(values.data(), DType::f64, {t.size()}));
     return values;
   }
-  // Strided rows, contiguous in the engine's memory.
+  int64_t count() const { return channels_.end - channels_.begin; }
+  // A copy of strided rows without gaps.
   Tensor dense(const Tensor& t) {
-    if (t.contiguous()) return t;
-    Tensor rows = t;  // (all but the last dimension, the last)
-    if (t.rank == 3) {
-      rows.rank = 2;
-      rows.shape = {t.shape[0] * t.shape[1], t.shape[2]};
-      rows.stride = {t.stride[1], 1};
-    }
-    scratch_.emplace_back(t.dtype, std::initializer_list<int64_t>{rows.shape[0], rows.shape[1]},
-                          ctx_.memory());
-    copy_elements(ctx_, rows, scratch_.back());
-    Tensor copy = scratch_.back();
-    if (t.rank == 3) copy = copy.reshape({t.shape[0], t.shape[1], t.shape[2]});
-    return copy;
+    OwnedTensor rows(t.dtype, {t.shape[0], t.shape[1]}, ctx_.memory());
+    copy_elements(ctx_, t, rows);
+    return whole(rows);
   }
 
   Context& ctx_;
   Channels channels_;
   Context expected_;
   std::deque<Buffer> memory_;
-  std::deque<OwnedTensor> scratch_;
 };
 
 // The largest, or the first that is no number.
 double worse(double a, double b) { return std::isnan(a) || a > b ? a : b; }
 
 Tensor state_of(Part& part, const SelectiveScan& op) { return part.middle(op.state); }
-Tensor state_of(Part& part, const CausalConv1d& op) { return part.columns(op.state); }
+Tensor state_of(Part& part, const CausalConv1d& op) { return part.last(op.state); }
 
 SelectiveScan part_of(Part& part, const SelectiveScan& op) {
   SelectiveScan p = op;
@@ -144,6 +132,27 @@ CausalConv1d part_of(Part& part, const CausalConv1d& op) {
   return p;
 }
 
+SelectiveScanGrad part_of(Part& part, const SelectiveScanGrad& grad) {
+  SelectiveScanGrad p = grad;
+  for (Tensor* t : {&p.dy, &p.du, &p.ddt, &p.dz, &p.y}) *t = part.columns(*t);
+  for (Tensor* t : {&p.dA, &p.dD, &p.ddt_bias}) *t = part.rows(*t);
+  for (Tensor* t : {&p.dB, &p.dC}) *t = part.space(*t);  // not compared
+  p.dstate = {};
+  return p;
+}
+std::vector<Tensor*> outputs(SelectiveScanGrad& g) {
+  return {&g.du, &g.ddt, &g.dz, &g.y, &g.dA, &g.dD, &g.ddt_bias};
+}
+
+CausalConv1dGrad part_of(Part& part, const CausalConv1dGrad& grad) {
+  CausalConv1dGrad p = grad;
+  for (Tensor* t : {&p.dy, &p.dx}) *t = part.columns(*t);
+  for (Tensor* t : {&p.dweight, &p.dbias}) *t = part.rows(*t);
+  p.dstate = {};
+  return p;
+}
+std::vector<Tensor*> outputs(CausalConv1dGrad& g) { return {&g.dx, &g.dweight, &g.dbias}; }
+
 // The inputs are copied first: the pass changes the state.
 template <class Op>
 double forward_error(Context& ctx, const Op& op, void (*pass)(Context&, const Op&)) {
@@ -163,6 +172,23 @@ double forward_error(Context& ctx, const Op& op, void (*pass)(Context&, const Op
   return error;
 }
 
+template <class Op, class Grad>
+double backward_error(Context& ctx, const Op& op, const Grad& grad,
+                      void (*pass)(Context&, const Op&, const Grad&)) {
+  pass(ctx, op, grad);
+  double error = 0;
+  for (const Channels c : some_channels(grad.dy.shape[1])) {
+    Part part(ctx, c);
+    Grad actual = part_of(part, grad), expected = actual;
+    for (Tensor* t : outputs(expected))
+      if (*t) *t = part.space(*t);
+    pass(part.expected(), part_of(part, op), expected);
+    const std::vector<Tensor*> a = outputs(actual), b = outputs(expected);
+    for (size_t i = 0; i < a.size(); ++i) error = worse(Part::error(*a[i], *b[i]), error);
+  }
+  return error;
+}
+
 }  // namespace
 
 double selective_scan_fwd_error(Context& ctx, const SelectiveScan& op) {
@@ -173,29 +199,7 @@ double selective_scan_fwd_error(Context& ctx, const SelectiveScan& op) {
 double selective_scan_bwd_error(Context& ctx, const SelectiveScan& op,
                                 const SelectiveScanGrad& grad) {
   KRAIT_CHECK(op.B.shape[1] == 1);
-  selective_scan_bwd(ctx, op, grad);
-  double error = 0;
-  for (const Channels c : some_channels(op.u.shape[1])) {
-    Part part(ctx, c);
-    const SelectiveScan inputs = part_of(part, op);
-    SelectiveScanGrad actual = grad;
-    actual.dy = part.columns(grad.dy);
-    for (Tensor* t : {&actual.du, &actual.ddt, &actual.dz, &actual.y}) *t = part.columns(*t);
-    for (Tensor* t : {&actual.dA, &actual.dD, &actual.ddt_bias}) *t = part.rows(*t);
-    actual.dB = actual.dC = part.space(inputs.B);
-    actual.dstate = {};
-    SelectiveScanGrad expected = actual;
-    const auto outputs = [](SelectiveScanGrad& g) {
-      return std::array<Tensor*, 7>{&g.du, &g.ddt, &g.dz, &g.y, &g.dA, &g.dD, &g.ddt_bias};
-    };
-    for (Tensor* t : outputs(expected))
-      if (*t) *t = part.space(*t);
-    expected.dC = part.space(inputs.C);
-    selective_scan_bwd(part.expected(), inputs, expected);
-    const auto a = outputs(actual), b = outputs(expected);
-    for (size_t i = 0; i < a.size(); ++i) error = worse(Part::error(*a[i], *b[i]), error);
-  }
-  return error;
+  return backward_error(ctx, op, grad, selective_scan_bwd);
 }
 
 double causal_conv1d_fwd_error(Context& ctx, const CausalConv1d& op) {
@@ -203,26 +207,7 @@ double causal_conv1d_fwd_error(Context& ctx, const CausalConv1d& op) {
 }
 
 double causal_conv1d_bwd_error(Context& ctx, const CausalConv1d& op, const CausalConv1dGrad& grad) {
-  causal_conv1d_bwd(ctx, op, grad);
-  double error = 0;
-  for (const Channels c : some_channels(op.x.shape[1])) {
-    Part part(ctx, c);
-    const CausalConv1d inputs = part_of(part, op);
-    CausalConv1dGrad actual = grad;
-    actual.dy = part.columns(grad.dy);
-    actual.dx = part.columns(grad.dx);
-    actual.dweight = part.rows(grad.dweight);
-    actual.dbias = part.rows(grad.dbias);
-    actual.dstate = {};
-    CausalConv1dGrad expected = actual;
-    for (Tensor* t : {&expected.dx, &expected.dweight, &expected.dbias})
-      if (*t) *t = part.space(*t);
-    causal_conv1d_bwd(part.expected(), inputs, expected);
-    error = worse(Part::error(actual.dx, expected.dx), error);
-    error = worse(Part::error(actual.dweight, expected.dweight), error);
-    error = worse(Part::error(actual.dbias, expected.dbias), error);
-  }
-  return error;
+  return backward_error(ctx, op, grad, causal_conv1d_bwd);
 }
 
 }  // namespace krait

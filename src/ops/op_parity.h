@@ -3,10 +3,15 @@
 // them tell. For benchmarks, before anything is timed.
 #pragma once
 
+#include <vector>
+
 #include "ops/causal_conv1d.h"
 #include "ops/selective_scan.h"
 
 namespace krait {
+
+// sqrt(sum (a - b)^2 / sum b^2); NaN anywhere gives NaN; b all zero: the absolute RMS of a.
+double relative_rms(const std::vector<double>& actual, const std::vector<double>& expected);
 
 // Each runs the pass on ctx's engine, then for the first and the last channels on the CPU engine
 // (an engine whose memory the host can read: on the reference), and returns the largest relative

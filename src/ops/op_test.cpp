@@ -164,17 +164,6 @@ std::vector<double> to_double(const Tensor& t) {
   return out;
 }
 
-double relative_rms(const std::vector<double>& actual, const std::vector<double>& expected) {
-  KRAIT_CHECK(actual.size() == expected.size());
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < actual.size(); ++i) {
-    error += (actual[i] - expected[i]) * (actual[i] - expected[i]);
-    norm += expected[i] * expected[i];
-  }
-  if (norm == 0) norm = actual.empty() ? 1 : static_cast<double>(actual.size());
-  return std::sqrt(error / norm);
-}
-
 double relative_max(const std::vector<double>& actual, const std::vector<double>& expected) {
   KRAIT_CHECK(actual.size() == expected.size());
   double worst = 0, norm = 0;

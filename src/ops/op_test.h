@@ -13,6 +13,7 @@
 #include "core/tensor.h"
 #include "ops/context.h"
 #include "ops/engine.h"
+#include "ops/op_parity.h"
 
 namespace krait::op_test {
 
@@ -52,8 +53,7 @@ class TestTensor {
 
 std::vector<double> to_double(const Tensor&);
 
-// sqrt(sum (a - b)^2 / sum b^2); NaN anywhere gives NaN; b all zero: the absolute RMS of a.
-double relative_rms(const std::vector<double>& actual, const std::vector<double>& expected);
+using krait::relative_rms;
 // max |a - b| / rms(b).
 double relative_max(const std::vector<double>& actual, const std::vector<double>& expected);
 
