@@ -28,6 +28,16 @@ constexpr int kLanes = kThreads / kChannels<S>;
 template <class S>
 constexpr int kLaneStates = kStates / kLanes<S>;
 
+// Sequences whose states are on their way at once: as many as kBlocks blocks of a multiprocessor
+// have room for.
+template <int kSequences, int kBlocks>
+constexpr int kRing = kSequences == kProjectedFewSequences ? kSequences
+                      : kBlocks == 4                       ? 12
+                                                           : 7;
+// Four blocks have room for dt_proj and dt, too.
+template <int kBlocks>
+constexpr bool kStaged = kBlocks == 4;
+
 struct Args {
   const bf16 *u, *dt, *z, *B, *C, *dt_proj;  // z: null without a gate
   bf16* y;
@@ -41,9 +51,9 @@ struct Args {
 
 // Behind it rows of dt_proj and dt, kSkew longer than dt_rank; later delta u, (kSequences,
 // kChannels), in their place.
-template <class S, int kSequences, int kRing>
+template <class S, int kSequences, int kBlocks>
 struct Shared {
-  S ring[kRing][kThreads][kLaneStates<S>];
+  S ring[kRing<kSequences, kBlocks>][kThreads][kLaneStates<S>];
   float delta[kSequences][kChannels<S>];  // first T(dt), then delta, then y's sum over states
   float BC[kSequences][2 * kStates];
   int slot[kSequences];
@@ -119,22 +129,22 @@ __device__ float sum_over_states(const Floats<kLaneStates<S>>& h, const Floats<k
   return y[0];
 }
 
-// A block has kChannels channels of kSequences sequences. Four
-// neighbouring threads (states in bf16: two) share a channel, each has 16 bytes of its states, so
-// that a warp's accesses to the state are 512 contiguous bytes. On chip: delta, delta u,
-// B and C (f32); a ring of each thread's states of the next kRing sequences, on their way from the
-// kernel's beginning on, so that memory is busy while delta is computed. Of four blocks on a
-// multiprocessor each has rows of dt_proj and of dt (bf16) besides; eight, for which registers and
-// room do not suffice for these, read them where they lie, and start at once where four would take
-// turns. Moves 2 x 4 bytes (states in bf16: 2 x 2) for each (sequence, channel, state). Barriers:
-// dt_proj and dt are there (of four blocks); dt's product is; delta is; y's sums are. Numerics: dt
-// summed in f32 by tensor cores in an order that dt_rank alone decides, then as
-// selective_scan_step_rows: the same bits from the same dt.
-template <class S, int kSequences, int kRing, int kBlocks>
+// A block has kChannels channels of kSequences sequences. Four neighbouring threads (states in
+// bf16: two) share a channel, each has 16 bytes of its states, so that a warp's accesses to the
+// state are 512 contiguous bytes. On chip: delta, delta u, B and C (f32); a ring of each thread's
+// states of the next kRing sequences, on their way from the kernel's beginning on, so that memory
+// is busy while delta is computed. Of four blocks on a multiprocessor each has rows of dt_proj and
+// of dt (bf16) besides; eight, for which registers and room do not suffice for these, read them
+// where they lie, and start at once where four would take turns. Moves 2 x 4 bytes (states in bf16:
+// 2 x 2) for each (sequence, channel, state). Barriers: dt_proj and dt are there (of four blocks);
+// dt's product is; delta is; y's sums are. Numerics: dt summed in f32 by tensor cores in an order
+// that dt_rank alone decides, then as selective_scan_step_rows: the same bits from the same dt.
+template <class S, int kSequences, int kBlocks>
 __device__ __forceinline__ void run(const Args& a, unsigned char* memory, int channel_block,
                                     int sequence_block) {
-  auto& shared = *reinterpret_cast<Shared<S, kSequences, kRing>*>(memory);
-  constexpr bool kStaged = kBlocks == 4;  // dt_proj and dt
+  auto& shared = *reinterpret_cast<Shared<S, kSequences, kBlocks>*>(memory);
+  constexpr bool kStaged = scan_step::kStaged<kBlocks>;
+  constexpr int kRing = scan_step::kRing<kSequences, kBlocks>;
   const int row = a.dt_rank + kSkew, thread = static_cast<int>(threadIdx.x);
   bf16* const weight = reinterpret_cast<bf16*>(memory + sizeof shared);
   bf16* const dt = weight + kChannels<S> * row;
@@ -284,13 +294,13 @@ inline Args arguments(const SelectiveScan& op) {
 }
 
 // Bytes of a block's shared memory.
-template <class S, int kSequences, int kRing, int kBlocks>
+template <class S, int kSequences, int kBlocks>
 constexpr size_t shared_bytes(int dt_rank) {
   const size_t staged = (kChannels<S> + kSequences) * static_cast<size_t>(dt_rank + kSkew) *
                         sizeof(bf16),
                delta_u = kChannels<S> * kSequences * sizeof(float);
-  return sizeof(Shared<S, kSequences, kRing>) +
-         (kBlocks == 4 ? std::max(staged, delta_u) : delta_u);
+  return sizeof(Shared<S, kSequences, kBlocks>) +
+         (kStaged<kBlocks> ? std::max(staged, delta_u) : delta_u);
 }
 
 }  // namespace krait::cuda::scan_step

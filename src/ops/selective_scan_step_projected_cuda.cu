@@ -12,30 +12,29 @@ namespace {
 using namespace scan_step;
 
 // Grid: x over blocks of channels, y over groups of sequences.
-template <class S, int kSequences, int kRing, int kBlocks>
+template <class S, int kSequences, int kBlocks>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     selective_scan_step_projected(const __grid_constant__ Args a) {
   extern __shared__ __align__(16) unsigned char memory[];
-  run<S, kSequences, kRing, kBlocks>(a, memory, static_cast<int>(blockIdx.x),
-                                     static_cast<int>(blockIdx.y));
+  run<S, kSequences, kBlocks>(a, memory, static_cast<int>(blockIdx.x),
+                              static_cast<int>(blockIdx.y));
 }
 
-template <class S, int kSequences, int kRing, int kBlocks>
+template <class S, int kSequences, int kBlocks>
 void launch(Context& ctx, const ScanStepProjectedPlan& plan, const Args& a) {
-  const auto kernel = selective_scan_step_projected<S, kSequences, kRing, kBlocks>;
-  static_assert(sizeof(Shared<S, kSequences, kRing>) < 48 * 1024);
+  const auto kernel = selective_scan_step_projected<S, kSequences, kBlocks>;
+  static_assert(sizeof(Shared<S, kSequences, kBlocks>) < 48 * 1024);
   static const cudaError_t raised = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-      static_cast<int>(scan_step::shared_bytes<S, kSequences, kRing, kBlocks>(kProjectedMaxRank)));
+      static_cast<int>(scan_step::shared_bytes<S, kSequences, kBlocks>(kProjectedMaxRank)));
   check(raised, "preparing selective_scan_step_projected");
   const dim3 grid(static_cast<unsigned>(plan.channel_blocks),
                   static_cast<unsigned>(plan.sequence_blocks));
-  launch_dependent(
-      state_of(ctx), "selective_scan_step_projected", kernel,
-      {.grid = grid,
-       .block = kThreads,
-       .shared_bytes = scan_step::shared_bytes<S, kSequences, kRing, kBlocks>(a.dt_rank)},
-      a);
+  launch_dependent(state_of(ctx), "selective_scan_step_projected", kernel,
+                   {.grid = grid,
+                    .block = kThreads,
+                    .shared_bytes = scan_step::shared_bytes<S, kSequences, kBlocks>(a.dt_rank)},
+                   a);
 }
 
 }  // namespace
@@ -63,12 +62,11 @@ void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op)
   dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;
     constexpr int kMany = projected_many_sequences(sizeof(S)), kFew = kProjectedFewSequences;
-    // Rings as long as the blocks have room for.
-    if (plan.sequences == kMany && plan.blocks == 4) return launch<S, kMany, 12, 4>(ctx, plan, a);
-    if (plan.blocks == 4) return launch<S, kFew, kFew, 4>(ctx, plan, a);
+    if (plan.sequences == kMany && plan.blocks == 4) return launch<S, kMany, 4>(ctx, plan, a);
+    if (plan.blocks == 4) return launch<S, kFew, 4>(ctx, plan, a);
     if constexpr (sizeof(S) == 4)
-      plan.sequences == kMany ? launch<S, kMany, 7, 8>(ctx, plan, a)
-                              : launch<S, kFew, kFew, 8>(ctx, plan, a);
+      plan.sequences == kMany ? launch<S, kMany, 8>(ctx, plan, a)
+                              : launch<S, kFew, 8>(ctx, plan, a);
   });
 }
 
