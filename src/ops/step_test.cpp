@@ -3,6 +3,7 @@
 #include "ops/linear.h"
 #include "ops/op_test.h"
 #include "ops/selective_scan.h"
+#include "ops/selective_scan_step_test.h"
 
 namespace krait {
 namespace {
@@ -10,25 +11,9 @@ namespace {
 using op_test::bitwise_equal;
 using op_test::close;
 using op_test::TestTensor;
-
-// Whole numbers / 8, of which sums are exact in f32 in any order.
-void eighths(TestTensor& t, Rng& rng, int most) {
-  std::vector<double> values(static_cast<size_t>(t.view().size()));
-  for (double& x : values)
-    x = (static_cast<double>(rng.below(static_cast<uint64_t>(2 * most + 1))) - most) / 8;
-  t.values(values);
-}
-
-struct Case {
-  int64_t num_seqs, d_inner, dt_rank, d_state = 16;
-  bool z = true, D = true, dt_bias = true;
-};
-
-std::ostream& operator<<(std::ostream& out, const Case& c) {
-  return out << c.num_seqs << " sequences, d_inner " << c.d_inner << ", dt_rank " << c.dt_rank
-             << ", d_state " << c.d_state << (c.z ? "" : ", no z") << (c.D ? "" : ", no D")
-             << (c.dt_bias ? "" : ", no bias");
-}
+using step_test::eighths;
+using step_test::Step;
+using Case = step_test::StepCase;
 
 // Around the groups of sequences (8, 16, 32), the channels (32, 64) and the rank's steps (16) of
 // the GPU's kernel with the product inside, and shapes that it does not take.
@@ -49,66 +34,6 @@ const std::vector<Case>& cases() {
   };
   return all;
 }
-
-// A step with dt_proj. Slots run backwards, with others between them.
-struct Step {
-  DType type, full;
-  int64_t slots;
-  TestTensor u, x_dbl, dt_proj, A, D, dt_bias, z, slot, state, y;
-  SelectiveScan op;
-  std::vector<double> initial;
-
-  Step(const Case& c, DType t) : Step(c, t, t == DType::f64 ? DType::f64 : DType::f32) {}
-
-  Step(const Case& c, DType t, DType states)
-      : type(t),
-        full(t == DType::f64 ? DType::f64 : DType::f32),
-        slots(2 * c.num_seqs + 1),
-        u(t, {c.num_seqs, c.d_inner}),
-        x_dbl(t, {c.num_seqs, 1, c.dt_rank + 2 * c.d_state}),
-        dt_proj(t, {c.d_inner, c.dt_rank}),
-        A(full, {c.d_inner, c.d_state}),
-        D(full, {c.d_inner}),
-        dt_bias(full, {c.d_inner}),
-        z(t, {c.num_seqs, c.d_inner}, 2 * c.d_inner),
-        slot(DType::i32, {c.num_seqs}),
-        state(states, {slots, c.d_inner, c.d_state}),
-        y(t, {c.num_seqs, c.d_inner}, 2 * c.d_inner) {
-    Rng rng(5);
-    u.normal(rng);
-    eighths(x_dbl, rng, 16);
-    eighths(dt_proj, rng, 3);
-    A.uniform(rng, -8, -0.2);
-    D.normal(rng);
-    dt_bias.uniform(rng, -5, -1);
-    z.normal(rng);
-    state.normal(rng);
-    std::vector<double> places;
-    for (int64_t s = 0; s < c.num_seqs; ++s)
-      places.push_back(static_cast<double>(slots - 2 - 2 * s));
-    slot.values(places);
-    initial = state.to_double();
-    const int64_t r = c.dt_rank, n = c.d_state;
-    const Tensor rows = x_dbl;
-    Tensor dt = rows.slice(2, 0, r);
-    dt.rank = 2, dt.shape[1] = r, dt.stride[1] = 1;
-    op = {.u = u,
-          .dt = dt,
-          .A = A,
-          .B = rows.slice(2, r, r + n),
-          .C = rows.slice(2, r + n, r + 2 * n),
-          .D = c.D ? D.view() : Tensor(),
-          .dt_bias = c.dt_bias ? dt_bias.view() : Tensor(),
-          .z = c.z ? z.view() : Tensor(),
-          .seq_start = {},
-          .state = state,
-          .slot = slot,
-          .y = y,
-          .saved = {},
-          .dt_proj = dt_proj};
-  }
-  bool guards_intact() const { return y.guards_intact() && state.guards_intact(); }
-};
 
 // The product by itself, then the step: the same bits, for dt's sums are exact.
 void expect_composition(Context& ctx, const Case& c, DType type, DType states, bool settled) {
@@ -182,11 +107,7 @@ TEST(ScanStepCuda, StatesInBf16AreRoundedOnce) {
 // Some of the sequences alone, with their slots.
 void expect_own_bits(Context& ctx, const Case& c) {
   Step all(c, DType::bf16), some(c, DType::bf16);
-  for (Step* s : {&all, &some}) {  // sums of dt that are not exact
-    Rng rng(6);
-    s->x_dbl.normal(rng);
-    s->dt_proj.normal(rng, 0.2);
-  }
+  for (Step* s : {&all, &some}) s->make_inexact();
   selective_scan_step(ctx, all.op);
   for (Tensor* t :
        {&some.op.u, &some.op.dt, &some.op.B, &some.op.C, &some.op.z, &some.op.slot, &some.op.y})
