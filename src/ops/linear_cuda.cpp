@@ -1,6 +1,7 @@
-// Linear on a GPU: one token by linear_matvec where it is faster, else by gemm (cuBLASLt), bias and
-// its gradient by linear_kernels.cu. Weights in 8 bits: one token by linear_matvec, some by
-// linear_int8_tiles, for many the weights are widened.
+// Linear on a GPU: one token by linear_matvec where it is faster, else by linear_tiles or gemm
+// (cuBLASLt), bias and its gradient by linear_kernels.cu. Weights in 8 bits: one token by
+// linear_matvec, some by linear_int8_tiles, for many the weights are widened. With batch_invariant
+// all by linear_tiles, or linear_matvec where that cannot.
 #include <algorithm>
 
 #include "ops/cuda/gemm.h"
@@ -16,10 +17,22 @@ constexpr int64_t kSumsBytes = int64_t{64} << 20, kScaledBytes = int64_t{16} << 
 constexpr int64_t kWideBytes = int64_t{64} << 20;  // of weights in 8 bits that are widened at once
 constexpr int64_t kRowTile = 128;                  // rows of a matrix product's tile
 
+bool rounds_last(const Linear& op) {
+  return (op.weight_scale || op.bias) && op.y.dtype == DType::bf16;
+}
+
+// Every row in the same order, whatever their number; sums that are scaled or added to before they
+// are rounded; and where cuBLASLt is slower.
+bool by_tiles(Context& ctx, const Linear& op) {
+  return (ctx.batch_invariant || rounds_last(op) ||
+          LinearTilesPlan::suits(op.x.shape[0], op.x.shape[1], op.weight.shape[0])) &&
+         takes_tiles(state_of(ctx), op);
+}
+
 bool by_matvec(Context& ctx, const Linear& op) {
-  if (ctx.batch_invariant) return true;
-  return op.x.shape[0] == 1 &&
-         LinearMatvecPlan::one_wave(op.weight.shape[0], state_of(ctx).multiprocessors);
+  return ctx.batch_invariant ||
+         (op.x.shape[0] == 1 &&
+          LinearMatvecPlan::one_wave(op.weight.shape[0], state_of(ctx).multiprocessors));
 }
 
 // A bf16 y is rounded once, after scale and bias: the sums pass through the workspace in f32, some
@@ -39,11 +52,11 @@ void fwd_rounding_last(Context& ctx, const Linear& op) {
 }
 
 // With weights in T.
-void fwd_by_gemm(Context& ctx, const Linear& op) {
-  const bool more = op.weight_scale || op.bias;
-  if (more && op.y.dtype == DType::bf16) return fwd_rounding_last(ctx, op);
+void fwd_of_many(Context& ctx, const Linear& op) {
+  if (by_tiles(ctx, op)) return launch_tiles(ctx, op);
+  if (rounds_last(op)) return fwd_rounding_last(ctx, op);
   gemm(ctx, {.a = op.x, .b = transposed(op.weight), .c = op.y});
-  if (more) launch_scale_and_bias(ctx, op.y, op.weight_scale, op.bias, op.y);
+  if (op.weight_scale || op.bias) launch_scale_and_bias(ctx, op.y, op.weight_scale, op.bias, op.y);
 }
 
 // Weights in 8 bits are widened to T, where they are exact, a piece of the matrix at a time.
@@ -57,7 +70,7 @@ void fwd_widening(Context& ctx, const Linear& op) {
     const int64_t end = std::min(rows, begin + step);
     const Tensor part = wide.slice(0, 0, end - begin);
     launch_widen_int8(ctx, op.weight.slice(0, begin, end), part);
-    fwd_by_gemm(ctx, {.x = op.x,
+    fwd_of_many(ctx, {.x = op.x,
                       .weight = part,
                       .bias = op.bias ? op.bias.slice(0, begin, end) : Tensor(),
                       .y = op.y.slice(1, begin, end),
@@ -67,6 +80,7 @@ void fwd_widening(Context& ctx, const Linear& op) {
 
 void fwd_int8(Context& ctx, const Linear& op) {
   const int64_t tokens = op.x.shape[0];
+  if (ctx.batch_invariant && takes_tiles(state_of(ctx), op)) return fwd_widening(ctx, op);
   if (ctx.batch_invariant || tokens == 1) return launch_matvec_int8(ctx, op);
   if (takes_int8_tiles(op)) return launch_int8_tiles(ctx, op);
   if (tokens <= LinearInt8TilesPlan::kMatvecTokens) return launch_matvec_int8(ctx, op);
@@ -78,9 +92,10 @@ void fwd_int8(Context& ctx, const Linear& op) {
 void linear_fwd(Context& ctx, const Linear& op) {
   if (op.x.shape[0] == 0 || op.weight.size() == 0) return;
   if (op.weight.dtype == DType::i8) return fwd_int8(ctx, op);
+  if (ctx.batch_invariant && takes_tiles(state_of(ctx), op)) return launch_tiles(ctx, op);
   if (by_matvec(ctx, op)) return launch_matvec(ctx, op);
   if (skinny_takes(state_of(ctx), op)) return launch_skinny(ctx, op);
-  fwd_by_gemm(ctx, op);
+  fwd_of_many(ctx, op);
 }
 
 void linear_bwd(Context& ctx, const Linear& op, const LinearGrad& grad) {

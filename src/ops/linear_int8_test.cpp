@@ -152,9 +152,9 @@ TEST(LinearInt8Cuda, SeveralPieces) {
   });
 }
 
-void expect_batch_invariant(Context& ctx, Forward fwd, const Shape& s) {
+void expect_batch_invariant(Context& ctx, Forward fwd, const Shape& s, int64_t gap = 1) {
   for (DType dtype : {DType::f32, DType::bf16}) {
-    const Case whole(dtype, DType::f32, s, 9);
+    const Case whole(dtype, DType::f32, s, 9, gap);
     fwd(ctx, whole.op());
     for (int64_t size : {1, 2, 3, 5, 7, 64}) {
       const TestTensor y(DType::f32, {s.tokens, s.out});
@@ -181,6 +181,8 @@ TEST(LinearInt8Cuda, BatchInvariant) {
     ctx.batch_invariant = true;
     for (const Shape& s : {Shape{77, 203, 41}, Shape{130, 768, 200}, Shape{20, 768, 2300}})
       expect_batch_invariant(ctx, ctx.engine().linear_fwd, s);
+    // Widened, in pieces of the matrix.
+    expect_batch_invariant(ctx, ctx.engine().linear_fwd, {600, 2048, 17000}, 0);
   });
 }
 

@@ -10,9 +10,16 @@ namespace krait::cuda {
 void launch_matvec(Context&, const Linear&);
 void launch_matvec_int8(Context&, const Linear&);  // with weights in 8 bits
 
-// The same for some shapes, where skinny_takes says so.
+// The same of few outputs, where skinny_possible says so, which does not look at the number of
+// rows; skinny_takes: and it is the fastest way.
+bool skinny_possible(const State& gpu, const Linear&);
 bool skinny_takes(const State& gpu, const Linear&);
 void launch_skinny(Context&, const Linear&);
+
+// The same product by Hopper's tensor cores, where takes_tiles says so, which does not look at the
+// number of rows; with weights in 8 bits of what launch_tiles takes once they are widened.
+bool takes_tiles(const State& gpu, const Linear&);
+void launch_tiles(Context&, const Linear&);  // weight_scale: of any weight, in bf16
 
 // The same product for up to kMaxTokenBlocks * kMaxTokens rows by matrix instructions; a row's bits
 // depend on how many rows there are. Only what the plan takes, with x in bf16, and memory that

@@ -78,15 +78,37 @@ TEST(LinearPlan, BlocksCoverEveryRowOnce) {
 TEST(LinearPlan, SkinnyCoversEveryOutput) {
   for (int64_t rows : {9, 32, 33, 256})
     for (int64_t out : {1, 80, 160, 288}) {
-      ASSERT_TRUE(LinearSkinnyPlan::fits(rows, 4096, out));
+      ASSERT_TRUE(LinearSkinnyPlan::fits(rows) && LinearSkinnyPlan::possible(4096, out));
       const LinearSkinnyPlan plan = LinearSkinnyPlan::make(rows, out);
       EXPECT_EQ(plan.output_blocks % LinearSkinnyPlan::kCluster, 0);
       EXPECT_GE(plan.output_blocks / LinearSkinnyPlan::kCluster * LinearSkinnyPlan::kTile, out);
       EXPECT_GE(plan.row_blocks * LinearSkinnyPlan::kTile, rows);
     }
-  EXPECT_FALSE(LinearSkinnyPlan::fits(1, 4096, 160));
-  EXPECT_FALSE(LinearSkinnyPlan::fits(128, 4096, 2048));
-  EXPECT_FALSE(LinearSkinnyPlan::fits(128, 4100, 160));
+  EXPECT_FALSE(LinearSkinnyPlan::fits(1));
+  EXPECT_FALSE(LinearSkinnyPlan::possible(4096, 2048));
+  EXPECT_FALSE(LinearSkinnyPlan::possible(4100, 160));
+}
+
+TEST(LinearPlan, TilesCoverEveryOutputAndFitOnChip) {
+  constexpr int64_t kOneBlock = 227 << 10, kOneMultiprocessor = 228 << 10, kOfEachBlock = 1 << 10;
+  for (int64_t tokens :
+       {int64_t{1}, int64_t{17}, int64_t{500}, int64_t{16384}, (int64_t{1} << 20) + 1})
+    for (int64_t in : {8, 64, 136, 4096})
+      for (int64_t out : {1, 160, 8192, 50280}) {
+        const LinearTilesPlan plan = LinearTilesPlan::make(tokens, in, out, 132);
+        EXPECT_GE(plan.token_tiles * plan.tokens, tokens);
+        EXPECT_LT((plan.token_tiles - 1) * plan.tokens, tokens);
+        EXPECT_GE(plan.output_tiles * plan.outputs(), out);
+        EXPECT_LE(plan.shared_bytes(), kOneBlock);
+        EXPECT_LE(plan.together() * (plan.shared_bytes() + kOfEachBlock), kOneMultiprocessor);
+        // y's tile in bf16, in the ring's place.
+        EXPECT_GE(plan.stages * plan.stage_bytes(), plan.tokens * (plan.outputs() + 8) * 2);
+        EXPECT_LE(plan.stages, LinearTilesPlan::kMaxStages);
+      }
+  // Few tokens take small tiles, many large ones.
+  EXPECT_EQ(LinearTilesPlan::make(1, 2048, 50280, 132).tokens, 16);
+  EXPECT_EQ(LinearTilesPlan::make(100, 4096, 2048, 132).tokens, 64);
+  EXPECT_EQ(LinearTilesPlan::make(16384, 2048, 8192, 132).tokens, LinearTilesPlan::kMaxTokens);
 }
 
 }  // namespace

@@ -118,11 +118,15 @@ __global__ void __launch_bounds__(kThreads) linear_skinny(const __grid_constant_
 
 }  // namespace
 
-bool skinny_takes(const State& gpu, const Linear& op) {
+bool skinny_possible(const State& gpu, const Linear& op) {
   return gpu.compute_major >= 9 && op.x.dtype == DType::bf16 && op.y.dtype == DType::bf16 &&
          op.weight.dtype == DType::bf16 && !op.bias &&
-         LinearSkinnyPlan::fits(op.x.shape[0], op.x.shape[1], op.weight.shape[0]) &&
-         vector_rows(op.x, 8) && vector_rows(op.weight, 8);
+         LinearSkinnyPlan::possible(op.x.shape[1], op.weight.shape[0]) && vector_rows(op.x, 8) &&
+         vector_rows(op.weight, 8);
+}
+
+bool skinny_takes(const State& gpu, const Linear& op) {
+  return LinearSkinnyPlan::fits(op.x.shape[0]) && skinny_possible(gpu, op);
 }
 
 void launch_skinny(Context& ctx, const Linear& op) {

@@ -320,12 +320,13 @@ TEST(LinearCuda, RepeatedRows) {
   });
 }
 
-void expect_batch_invariant(Context& ctx, const Passes& passes, const Shape& s) {
-  for (DType dtype : {DType::f32, DType::bf16}) {
-    Case whole(dtype, DType::f32, s, 9);
+void expect_batch_invariant(Context& ctx, const Passes& passes, const Shape& s,
+                            std::initializer_list<int64_t> sizes, Rows rows = Rows::strided) {
+  for (const auto& [dtype, y_dtype] : kTypes) {
+    Case whole(dtype, y_dtype, s, 9, rows);
     passes.fwd(ctx, whole.op());
-    for (int64_t size : {1, 2, 3, 5, 7, 64}) {
-      TestTensor y(DType::f32, {s.tokens, s.out});
+    for (int64_t size : sizes) {
+      TestTensor y(y_dtype, {s.tokens, s.out});
       for (int64_t begin = 0; begin < s.tokens; begin += size) {
         Linear part = whole.op();
         const int64_t end = std::min(s.tokens, begin + size);
@@ -341,14 +342,41 @@ void expect_batch_invariant(Context& ctx, const Passes& passes, const Shape& s) 
 TEST(Linear, BatchInvariant) {
   Context ctx(reference_engine(), 2);
   ctx.batch_invariant = true;
-  for_each_simd_target([&] { expect_batch_invariant(ctx, kCpu, {77, 203, 41}); });
+  for_each_simd_target([&] {
+    expect_batch_invariant(ctx, kCpu, {77, 203, 41}, {1, 2, 3, 5, 7, 64});
+  });
 }
 
 TEST(LinearCuda, BatchInvariant) {
   on_cuda([](Context& ctx) {
     ctx.batch_invariant = true;
     for (const Shape& s : {Shape{77, 203, 41}, Shape{130, 768, 200}})
-      expect_batch_invariant(ctx, cuda_passes(ctx), s);
+      expect_batch_invariant(ctx, cuda_passes(ctx), s, {1, 2, 3, 5, 7, 64});
+    // Tiles of all sizes, and every edge within one.
+    expect_batch_invariant(ctx, cuda_passes(ctx), {3001, 136, 2204}, {1, 17, 100, 300, 1000},
+                           Rows::dense);
+  });
+}
+
+// By Hopper's tensor cores, against cuBLASLt: several tiles each way, ends within one, an order of
+// blocks that is not whole.
+TEST(LinearCuda, TilesAreTheSameProducts) {
+  on_cuda([](Context& ctx) {
+    for (const Shape& s : {Shape{3001, 136, 2204}, Shape{4100, 2048, 1032}, Shape{100, 4096, 130}})
+      for (const DType y_dtype : {DType::bf16, DType::f32}) {
+        Case by_tiles(DType::bf16, y_dtype, s, 3, Rows::dense),
+            other(DType::bf16, DType::f32, s, 3, Rows::dense);
+        ctx.batch_invariant = true;
+        cuda_passes(ctx).fwd(ctx, by_tiles.op());
+        ctx.batch_invariant = false;
+        cuda_passes(ctx).fwd(ctx, other.op());
+        const std::vector<double> expected = other.y.to_double();
+        if (y_dtype == DType::bf16)
+          EXPECT_TRUE(close_bf16(by_tiles.y, expected, 1e-5)) << s.tokens;
+        else
+          EXPECT_TRUE(close(by_tiles.y, expected, 1e-5)) << s.tokens;
+        EXPECT_TRUE(by_tiles.y.guards_intact());
+      }
   });
 }
 
