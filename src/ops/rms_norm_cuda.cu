@@ -306,7 +306,7 @@ void rms_norm_fwd(Context& ctx, const RmsNorm& op) {
   const State& gpu = state_of(ctx);
   const RmsNormPlan plan = plan_rms_norm(
       tokens, d_model, aligned({&op.x, &op.residual_in, &op.residual_out, &op.weight, &op.y}),
-      op.residual_in.dtype == DType::bf16, gpu.multiprocessors);
+      op.residual_in.dtype == DType::bf16, gpu.multiprocessors, ctx.batch_invariant);
   const auto grid = static_cast<unsigned>(plan.fwd_blocks);
   dispatch(op.y.dtype, op.residual_in.dtype, [&](auto t, auto r) {
     using T = typename decltype(t)::type;

@@ -49,11 +49,12 @@ struct RmsNormPlan {
   int64_t bwd_blocks;  // each takes every bwd_blocks-th group of rows, and sums its part of dweight
 };
 
+// batch_invariant: the forward layout, on which a row's bits depend, is that of many rows.
 // bf16_stream: the residual stream's type. Its rows take half the registers, so that all of a row's
 // inputs can be on their way at once in rows of two vectors to a thread; with an f32 stream longer
 // rows with fewer threads are faster (measured).
 inline RmsNormPlan plan_rms_norm(int64_t tokens, int64_t d_model, bool aligned, bool bf16_stream,
-                                 int multiprocessors) {
+                                 int multiprocessors, bool batch_invariant = false) {
   const auto blocks = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
   RmsNormPlan plan{};
   if (!aligned || d_model % kRmsVector != 0 || d_model > kRmsMaxWidth) {
@@ -61,7 +62,8 @@ inline RmsNormPlan plan_rms_norm(int64_t tokens, int64_t d_model, bool aligned, 
     return plan;
   }
   plan.in_registers = true;
-  plan.fwd = rms_row_layout(tokens, d_model, kRmsVectors, multiprocessors);
+  plan.fwd = rms_row_layout(batch_invariant ? std::max<int64_t>(tokens, multiprocessors) : tokens,
+                            d_model, kRmsVectors, multiprocessors);
   plan.fwd_blocks = blocks(tokens, plan.fwd.block_rows);
   const bool two = bf16_stream && d_model <= int64_t{kRmsVector} * 2 * kRmsMaxThreads;
   plan.bwd_vectors = two ? 2 : kRmsVectors;

@@ -33,6 +33,16 @@ TEST(RmsNormPlan, RowsFitTheirThreadsAndBlocksCoverTheRows) {
       }
 }
 
+TEST(RmsNormPlan, BatchInvariantLayoutDoesNotLookAtTheNumberOfRows) {
+  for (int64_t d_model : {64, 768, 2048, 8192})
+    for (bool batch_invariant : {false, true}) {
+      const RmsRowLayout few = plan_rms_norm(1, d_model, true, false, 132, batch_invariant).fwd;
+      const RmsRowLayout many = plan_rms_norm(300, d_model, true, false, 132, batch_invariant).fwd;
+      EXPECT_EQ(few.threads == many.threads && few.block_rows == many.block_rows, batch_invariant)
+          << d_model;
+    }
+}
+
 TEST(RmsNormPlan, LongOrUnalignedRowsAreReadTwice) {
   EXPECT_FALSE(plan_rms_norm(10, 16384 + 8, true, false, 132).in_registers);
   EXPECT_FALSE(plan_rms_norm(10, 768, false, false, 132).in_registers);
