@@ -473,6 +473,50 @@ TEST(DecodeBatchCuda, NeitherPlaceNorSlotNorCompanyChangeABit) {
   });
 }
 
+// Whichever way takes them takes one sequence, too.
+TEST(DecodeBatchCuda, BatchInvariantHoldsForAnyNumber) {
+  on_cuda([](Context& gpu) {
+    gpu.batch_invariant = true;
+    for (const Case& c : batch_cases()) {
+      const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+      expect_bits_of_its_own(gpu, c, model.weights(), 70, /*with_slots=*/true, DType::f32);
+      expect_bits_of_its_own(gpu, c, model.weights(), 21, /*with_slots=*/false, DType::bf16);
+    }
+  });
+}
+
+// More than a way takes at a time: the others come behind them.
+TEST(DecodeBatchCuda, BatchInvariantHoldsForMoreThanAtATime) {
+  on_cuda([](Context& gpu) {
+    gpu.batch_invariant = true;
+    constexpr int64_t kMany = 300, kFew = 60;
+    for (const Case& c : {cluster_cases().front(), kernel_cases().front()})
+      for (const bool with_slots : {false, true}) {
+        const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+        Decoding all(gpu, model.weights(), kMany, 2 * kMany);
+        std::vector<int32_t> slots = mixed_slots(kMany);
+        if (with_slots) all.use_slots(slots);
+        std::deque<Decoding> parts;
+        for (int64_t i = 0; i < kMany; i += kFew)
+          parts.emplace_back(gpu, model.weights(), kFew, kFew);
+        for (int step = 0; step < kBatchSteps; ++step) {
+          const std::vector<int32_t> tokens = tokens_of(step, kMany, c.config);
+          all.put(tokens);
+          all.fused();
+          std::vector<double> logits;
+          for (size_t i = 0; i < parts.size(); ++i) {
+            const auto begin = tokens.begin() + static_cast<int64_t>(i) * kFew;
+            parts[i].put({begin, begin + kFew});
+            parts[i].fused();
+            const std::vector<double> more = parts[i].logits();
+            logits.insert(logits.end(), more.begin(), more.end());
+          }
+          ASSERT_EQ(all.logits(), logits) << c.name << " step " << step;
+        }
+      }
+  });
+}
+
 TEST(DecodeBatchCuda, RowsAtRestChangeNoOther) {
   on_cuda([](Context& gpu) {
     for (const Case& c : batch_cases())

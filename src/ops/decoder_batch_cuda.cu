@@ -8,9 +8,9 @@
 #include "ops/cuda/dependent_launch.cuh"
 #include "ops/cuda/tensor_map.h"
 #include "ops/cuda/vector.cuh"
-#include "ops/decoder_batch.h"
 #include "ops/decoder_batch_kernels.h"
 #include "ops/decoder_ways.h"
+#include "ops/linear_kernels.h"
 #include "ops/selective_scan_plan.h"
 
 namespace krait::cuda {
@@ -46,9 +46,9 @@ __global__ void __launch_bounds__(kThreads)
   squares[seq] = sum;
 }
 
-DecoderBatchPlan plan_of(const DecoderStep& op) {
+DecoderBatchPlan plan_of(const DecoderStep& op, int64_t num_seqs) {
   static const DecoderBatchMachine machine = decoder_batch_machine();
-  return plan_decoder_batch({.num_seqs = op.tokens.shape[0],
+  return plan_decoder_batch({.num_seqs = num_seqs,
                              .d_model = op.norm_f.shape[0],
                              .d_inner = op.layers[0].D.shape[0],
                              .state_bytes = static_cast<int>(size_of(op.layers[0].conv.dtype))},
@@ -131,12 +131,14 @@ void run_layer(Context& ctx, const DecoderStep& op, const DecoderBatchPlan& plan
                            .u = a.u.ptr<bf16>(),
                            .z = a.z.ptr<bf16>()},
                           l.in_proj, a.x);
-  krait::linear_fwd(ctx, {.x = a.u,
-                          .weight = l.x_proj,
-                          .bias = {},
-                          .y = a.x_dbl,
-                          .weight_scale = {},
-                          .settled = true});
+  const Linear x_proj = {
+      .x = a.u, .weight = l.x_proj, .bias = {}, .y = a.x_dbl, .weight_scale = {}, .settled = true};
+  // However few sequences there are: where inputs are so many, it is fast, and its rows know
+  // nothing of each other.
+  if (skinny_possible(gpu, x_proj))
+    launch_skinny(ctx, x_proj);
+  else
+    krait::linear_fwd(ctx, x_proj);
   krait::selective_scan_step(ctx, scan_of(l, op.slot, a));
   launch_decoder_batch_out(gpu, plan.out,
                            {.bias = f32(l.out_proj_bias),
@@ -165,22 +167,25 @@ bool scan_projects(const DecoderStep& op) {
 
 }  // namespace
 
-bool takes_decoder_batch(Context& ctx, const DecoderStep& op) {
-  if (!many_possible(ctx, op) || op.layers[0].conv1d_weight.shape[1] != 4) return false;
+int64_t batch_takes(Context& ctx, const DecoderStep& op) {
+  if (!many_possible(ctx, op) || op.layers[0].conv1d_weight.shape[1] != 4) return 0;
   for (const DecoderLayer& l : op.layers) {
     if (!l.dt_proj || l.in_proj.dtype != DType::bf16 || l.out_proj.dtype != DType::bf16 ||
         !tiles_possible(l.in_proj) || !tiles_possible(l.out_proj))
-      return false;
+      return 0;
     for (const Tensor* t : {&l.norm, &l.in_proj_bias, &l.conv1d_weight, &l.conv1d_bias,
                             &l.out_proj_bias, &l.conv, &l.x_proj})
-      if (!aligned(*t)) return false;
+      if (!aligned(*t)) return 0;
   }
-  return aligned(op.norm_f) && scan_projects(op) && plan_of(op).usable;
+  if (!aligned(op.norm_f) || !scan_projects(op)) return 0;
+  int64_t seqs = kDecoderBatchMaxSeqs;
+  while (seqs > 0 && !plan_of(op, seqs).usable) seqs /= 2;
+  return seqs;
 }
 
 void decoder_batch(Context& ctx, const DecoderStep& op) {
   const Arena::Scope scope(ctx.workspace());
-  const DecoderBatchPlan plan = plan_of(op);
+  const DecoderBatchPlan plan = plan_of(op, op.tokens.shape[0]);
   KRAIT_CHECK(plan.usable);
   const Activations a(ctx, op, plan);
   embed(ctx, op, a);

@@ -4,18 +4,23 @@
 
 #include "core/error.h"
 #include "ops/cuda/arguments.h"
-#include "ops/decoder_cluster.h"
 #include "ops/decoder_cluster_kernel.h"
 #include "ops/decoder_ways.h"
 
 namespace krait::cuda {
 namespace {
 
-DecoderClusterPlan plan_of(Context& ctx, const DecoderStep& op) {
-  const size_t shared_bytes = state_of(ctx).shared_bytes_per_block;
+int clusters_of(size_t shared_bytes) {
   static const int clusters = decoder_clusters_at_once(shared_bytes);
-  return plan_decoder_cluster(shape_of(op), static_cast<int>(size_of(op.layers[0].ssm.dtype)),
-                              clusters, shared_bytes);
+  return clusters;
+}
+
+DecoderClusterPlan plan_of(Context& ctx, const DecoderStep& op, int64_t num_seqs) {
+  const size_t shared_bytes = state_of(ctx).shared_bytes_per_block;
+  DecoderShape shape = shape_of(op);
+  shape.num_seqs = num_seqs;
+  return plan_decoder_cluster(shape, static_cast<int>(size_of(op.layers[0].ssm.dtype)),
+                              clusters_of(shared_bytes), shared_bytes);
 }
 
 DecoderClusterLayer args_of(const DecoderLayer& l, const DecoderClusterPlan& plan) {
@@ -48,14 +53,17 @@ bool takes_layer(const DecoderLayer& l) {
 
 }  // namespace
 
-bool takes_decoder_cluster(Context& ctx, const DecoderStep& op) {
-  return many_possible(ctx, op) && std::ranges::all_of(op.layers, takes_layer) &&
-         plan_of(ctx, op).usable;
+int64_t clusters_take(Context& ctx, const DecoderStep& op) {
+  if (!many_possible(ctx, op) || !std::ranges::all_of(op.layers, takes_layer)) return 0;
+  const int64_t clusters = clusters_of(state_of(ctx).shared_bytes_per_block);
+  int64_t seqs = clusters * kClusterMaxSeqs;
+  while (seqs > 0 && !plan_of(ctx, op, seqs).usable) seqs -= clusters * kClusterOctet;
+  return seqs;
 }
 
 void decoder_cluster(Context& ctx, const DecoderStep& op) {
   const Arena::Scope scope(ctx.workspace());
-  const DecoderClusterPlan plan = plan_of(ctx, op);
+  const DecoderClusterPlan plan = plan_of(ctx, op, op.tokens.shape[0]);
   KRAIT_CHECK(plan.usable);
   const int64_t num_seqs = op.tokens.shape[0], d_model = op.norm_f.shape[0];
   const Tensor residual = ctx.workspace().tensor(op.residual_dtype, {num_seqs, d_model});

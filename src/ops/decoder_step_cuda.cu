@@ -1,12 +1,9 @@
-// Decoder step on the GPU: one persistent kernel for the whole model.
+// Decoder step of few sequences on the GPU: one persistent kernel for the whole model.
 #include <algorithm>
 
 #include "core/dtype.h"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
-#include "ops/decoder_batch.h"
-#include "ops/decoder_cluster.h"
-#include "ops/decoder_step.h"
 #include "ops/decoder_step_block.cuh"
 #include "ops/decoder_step_prefetch.cuh"
 #include "ops/decoder_ways.h"
@@ -119,27 +116,20 @@ void launch(const DecoderStepPlan& plan, cudaStream_t stream, DecoderArgs& args)
   launch<kDecoderMaxSeqs, W>(plan, stream, args);
 }
 
-// The layers, at most kDecoderMaxLayers a launch, for the sequences [begin, end).
+// The layers, at most kDecoderMaxLayers a launch.
 void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStream_t stream,
-                   int64_t begin, int64_t end, DecoderArgs& a) {
-  a.num_seqs = static_cast<int>(end - begin);
-  a.tokens = op.tokens.ptr<int32_t>() + begin;
-  a.logits = op.logits.row<float>(begin);
+                   DecoderArgs& a) {
+  a.num_seqs = static_cast<int>(op.tokens.shape[0]);
+  a.tokens = op.tokens.ptr<int32_t>();
+  a.logits = op.logits.ptr<float>();
+  a.slot = i32(op.slot);
   const size_t n_layer = op.layers.size();
-  // One table serves sequences that are their own slots only from the first on.
-  a.slot = op.slot ? op.slot.ptr<int32_t>() + begin : nullptr;
   for (size_t first = 0; first < n_layer; first += kDecoderMaxLayers) {
     const size_t count = std::min<size_t>(kDecoderMaxLayers, n_layer - first);
     const bool last = first + count == n_layer;
     a.n_layer = static_cast<int>(count);
     a.first_layer = static_cast<int>(first);
-    for (size_t i = 0; i < count; ++i) {
-      const DecoderLayer& l = op.layers[first + i];
-      a.layer[i] = args_of(l);
-      if (op.slot) continue;
-      a.layer[i].conv = l.conv.slice(0, begin, end).data;
-      a.layer[i].ssm = l.ssm.slice(0, begin, end).data;
-    }
+    for (size_t i = 0; i < count; ++i) a.layer[i] = args_of(op.layers[first + i]);
     a.embedding = first == 0 ? op.embedding.ptr<bf16>() : nullptr;
     a.norm_f = last ? f32(op.norm_f) : nullptr;
     a.head = last ? op.head.data : nullptr;
@@ -151,43 +141,31 @@ void launch_layers(const DecoderStep& op, const DecoderStepPlan& plan, cudaStrea
   }
 }
 
-// Not by the persistent kernel, which is for few sequences, or for any number in groups.
-bool as_batch(const Context& ctx, const DecoderStep& op) {
-  return op.tokens.shape[0] > kDecoderMaxSeqs && !ctx.batch_invariant;
-}
-
 }  // namespace
 
-bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
-  if (as_batch(ctx, op)) return takes_decoder_cluster(ctx, op) || takes_decoder_batch(ctx, op);
-  const State& state = state_of(ctx);
-  if (!state.cooperative || op.embedding.dtype != DType::bf16 || op.layers.empty()) return false;
+int64_t persistent_takes(Context& ctx, const DecoderStep& op) {
+  if (!state_of(ctx).cooperative || op.embedding.dtype != DType::bf16) return 0;
   for (const DecoderLayer& l : op.layers) {
-    if (l.in_proj.dtype != op.head.dtype || l.out_proj.dtype != op.head.dtype) return false;
+    if (l.in_proj.dtype != op.head.dtype || l.out_proj.dtype != op.head.dtype) return 0;
     for (const Tensor* t :
          {&l.norm, &l.in_proj, &l.conv1d_weight, &l.x_proj, &l.dt_proj, &l.A, &l.out_proj, &l.ssm})
-      if (!aligned(*t)) return false;
+      if (!aligned(*t)) return 0;
   }
-  if (!aligned(op.embedding) || !aligned(op.head) || !aligned(op.norm_f)) return false;
+  if (!aligned(op.embedding) || !aligned(op.head) || !aligned(op.norm_f)) return 0;
   const DecoderStepPlan plan = plan_of(ctx, op);
-  // A launch for each sequence would read the weights as often.
-  return plan.usable && (op.tokens.shape[0] <= plan.seqs || ctx.batch_invariant);
+  return plan.usable ? plan.seqs : 0;
 }
 
-void decoder_step(Context& ctx, const DecoderStep& op) {
-  if (as_batch(ctx, op))
-    return takes_decoder_cluster(ctx, op) ? decoder_cluster(ctx, op) : decoder_batch(ctx, op);
+void decoder_persistent(Context& ctx, const DecoderStep& op) {
   const DecoderStepPlan plan = plan_of(ctx, op);
-  KRAIT_CHECK(plan.usable);
+  KRAIT_CHECK(plan.usable && op.tokens.shape[0] <= plan.seqs);
   State& state = state_of(ctx);
-  const int64_t num_seqs = op.tokens.shape[0];
   const size_t bytes =
       static_cast<size_t>(plan.exchange_words + kWordsBefore) * sizeof(ExchangedWord);
   void* const exchange = state.lasting_memory(bytes);
   DecoderArgs args = args_of(op, plan, exchange);
   try {
-    for (int64_t begin = 0; begin < num_seqs; begin += plan.seqs)
-      launch_layers(op, plan, state.stream, begin, std::min(num_seqs, begin + plan.seqs), args);
+    launch_layers(op, plan, state.stream, args);
   } catch (...) {
     // A first launch leaves words for the one that did not come.
     cudaMemsetAsync(exchange, 0, bytes, state.stream);

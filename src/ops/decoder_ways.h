@@ -1,11 +1,24 @@
-// What the CUDA engine's ways for a decoder step have in common. Used by decoder_step_cuda.cu,
-// decoder_batch_cuda.cu and decoder_cluster_cuda.cu only.
+// The CUDA engine's ways for a decoder step (decoder_step.h), and what they have in common. Used by
+// the files of these ways only.
 #pragma once
 
 #include "ops/decoder_step.h"
 #include "ops/decoder_step_plan.h"
 
 namespace krait::cuda {
+
+// How many sequences at a time a way takes of a model that has layers; 0: not this model. It does
+// not look at how many there are, nor do a sequence's bits depend on it.
+// Few, by one persistent kernel.
+int64_t persistent_takes(Context&, const DecoderStep&);
+void decoder_persistent(Context&, const DecoderStep&);
+// Many through a small model: one kernel, in which each cluster of blocks carries its own sequences
+// through all layers.
+int64_t clusters_take(Context&, const DecoderStep&);
+void decoder_cluster(Context&, const DecoderStep&);
+// Many: four kernels a layer.
+int64_t batch_takes(Context&, const DecoderStep&);
+void decoder_batch(Context&, const DecoderStep&);
 
 // The op has layers.
 DecoderShape shape_of(const DecoderStep&);

@@ -1,8 +1,65 @@
+// Decoder step on the GPU: which way takes it, of how many sequences at a time.
+#include <algorithm>
+#include <vector>
+
+#include "core/error.h"
 #include "ops/cuda/arguments.h"
 #include "ops/cuda/state.h"
 #include "ops/decoder_ways.h"
 
 namespace krait::cuda {
+namespace {
+
+struct Way {
+  void (*step)(Context&, const DecoderStep&) = nullptr;  // none: by the ops
+  int64_t seqs = 0;                                      // at a time
+};
+
+// With batch_invariant the same for any number of sequences. Else the fastest, of all at once: a
+// second time would read the weights again.
+Way way_of(Context& ctx, const DecoderStep& op) {
+  if (op.layers.empty()) return {};
+  const int64_t num_seqs = op.tokens.shape[0];
+  const auto suits = [&](int64_t takes) {
+    return takes > 0 && (ctx.batch_invariant || num_seqs <= takes);
+  };
+  if (ctx.batch_invariant || num_seqs > kDecoderMaxSeqs) {
+    if (const int64_t seqs = clusters_take(ctx, op); suits(seqs)) return {decoder_cluster, seqs};
+    if (const int64_t seqs = batch_takes(ctx, op); suits(seqs)) return {decoder_batch, seqs};
+    if (!ctx.batch_invariant) return {};
+  }
+  const int64_t seqs = persistent_takes(ctx, op);
+  return suits(seqs) ? Way{decoder_persistent, seqs} : Way{};
+}
+
+}  // namespace
+
+bool takes_decoder_step(Context& ctx, const DecoderStep& op) {
+  return way_of(ctx, op).step != nullptr;
+}
+
+void decoder_step(Context& ctx, const DecoderStep& op) {
+  const Way way = way_of(ctx, op);
+  KRAIT_CHECK(way.step);
+  const int64_t num_seqs = op.tokens.shape[0];
+  if (num_seqs <= way.seqs) return way.step(ctx, op);
+  for (int64_t begin = 0; begin < num_seqs; begin += way.seqs) {
+    const int64_t end = std::min(num_seqs, begin + way.seqs);
+    DecoderStep part = op;
+    part.tokens = op.tokens.slice(0, begin, end);
+    part.logits = op.logits.slice(0, begin, end);
+    std::vector<DecoderLayer> layers;
+    if (op.slot) {
+      part.slot = op.slot.slice(0, begin, end);
+    } else {  // sequence i of the part is slot begin + i
+      layers.assign(op.layers.begin(), op.layers.end());
+      for (DecoderLayer& l : layers)
+        for (Tensor* state : {&l.conv, &l.ssm}) *state = state->slice(0, begin, end);
+      part.layers = layers;
+    }
+    way.step(ctx, part);
+  }
+}
 
 DecoderShape shape_of(const DecoderStep& op) {
   const DecoderLayer& l = op.layers[0];
