@@ -18,7 +18,7 @@ struct CrossEntropy {
 
 struct CrossEntropyGrad {
   float scale = 1;          // gradient of the objective by each loss_t, e.g. 1 / number of targets
-  Tensor dx;                // (tokens, d_model)      T
+  Tensor dx;                // (tokens, d_model)      T; may be op.x itself
   Tensor dweight;           // (vocab_size, d_model)  f32, added to; none: not wanted
   bool add_dweight = true;  // else dweight is written, whatever it held
 };

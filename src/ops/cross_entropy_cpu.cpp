@@ -155,10 +155,12 @@ void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyG
     const Linear head = {.x = chunk.x, .weight = op.weight, .bias = {}, .y = {}};
     cpu::linear_bwd(ctx, head,
                     {.dy = dlogits,
-                     .dx = grad.dx.slice(0, begin, begin + logits.shape[0]),
+                     .dx = {},
                      .dweight = grad.dweight,
                      .dbias = {},
                      .add_dweight = grad.add_dweight || begin > 0});
+    const Tensor dx = grad.dx.slice(0, begin, begin + logits.shape[0]);  // may be chunk.x
+    cpu::linear_bwd(ctx, head, {.dy = dlogits, .dx = dx, .dweight = {}, .dbias = {}});
   });
 }
 

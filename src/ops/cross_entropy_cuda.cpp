@@ -73,12 +73,15 @@ void cross_entropy_bwd(Context& ctx, const CrossEntropy& op, const CrossEntropyG
         Tensor dlogits = logits;  // in T, each row at the start of the f32 row it replaces
         dlogits.dtype = op.x.dtype;
         dlogits.stride[0] *= static_cast<int64_t>(sizeof(float) / size_of(op.x.dtype));
-        cuda::linear_bwd(ctx, {.x = chunk.x, .weight = op.weight, .bias = {}, .y = {}},
+        const Linear head = {.x = chunk.x, .weight = op.weight, .bias = {}, .y = {}};
+        cuda::linear_bwd(ctx, head,
                          {.dy = dlogits,
-                          .dx = grad.dx.slice(0, begin, begin + logits.shape[0]),
+                          .dx = {},
                           .dweight = grad.dweight,
                           .dbias = {},
                           .add_dweight = grad.add_dweight || begin > 0});
+        const Tensor dx = grad.dx.slice(0, begin, begin + logits.shape[0]);  // may be chunk.x
+        cuda::linear_bwd(ctx, head, {.dy = dlogits, .dx = dx, .dweight = {}, .dbias = {}});
       });
 }
 

@@ -98,16 +98,23 @@ void check_against_reference(Context& ctx, const Passes& passes, DType dtype, co
   passes.fwd(ctx, c.op());
   EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), passes.tolerance));
   c.loss.values(std::vector<double>(static_cast<size_t>(s.tokens), std::nan("")));
-  passes.bwd(ctx, c.op(), c.grad());
-  EXPECT_TRUE(close(c.loss, oracle.loss.to_double(), passes.tolerance));
-  if (dtype == DType::bf16) {
-    EXPECT_TRUE(close_bf16(c.dx, oracle.dx.to_double()));
-    EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 2 * 1.7e-3));  // dlogits are bf16
-  } else {
-    EXPECT_TRUE(close(c.dx, oracle.dx.to_double(), 1e-5));
-    EXPECT_TRUE(close(c.dweight, oracle.dweight.to_double(), 1e-5));
-  }
-  EXPECT_TRUE(c.guards_intact());
+  const auto check_backward = [&](Case& k, const Tensor& dx) {
+    CrossEntropyGrad grad = k.grad();
+    grad.dx = dx;
+    passes.bwd(ctx, k.op(), grad);
+    EXPECT_TRUE(close(k.loss, oracle.loss.to_double(), passes.tolerance));
+    if (dtype == DType::bf16) {
+      EXPECT_TRUE(close_bf16(dx, oracle.dx.to_double()));
+      EXPECT_TRUE(close(k.dweight, oracle.dweight.to_double(), 2 * 1.7e-3));  // dlogits are bf16
+    } else {
+      EXPECT_TRUE(close(dx, oracle.dx.to_double(), 1e-5));
+      EXPECT_TRUE(close(k.dweight, oracle.dweight.to_double(), 1e-5));
+    }
+    EXPECT_TRUE(k.guards_intact() && k.x.guards_intact());
+  };
+  check_backward(c, c.dx);
+  Case in_place(dtype, s, 11);
+  check_backward(in_place, in_place.x);
 }
 
 TEST(CrossEntropy, CpuMatchesReference) {

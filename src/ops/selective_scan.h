@@ -47,8 +47,10 @@ Tensor one_group(Tensor);
 // but gives it once more where it is wanted, so that nobody need keep it. Where an input has row
 // stride 0, its gradient is given per token.
 struct SelectiveScanGrad {
-  Tensor dy;            // (tokens, d_inner)            T
-  Tensor du, ddt;       // (tokens, d_inner)            T
+  Tensor dy;  // (tokens, d_inner)            T
+  // (tokens, d_inner)  T; du may be dy itself, ddt op.dt (of distinct rows), so that neither takes
+  // memory of its own
+  Tensor du, ddt;
   Tensor dA;            // (d_inner, d_state)           f32, added to
   Tensor dB, dC;        // (tokens, n_groups, d_state)  T
   Tensor dD, ddt_bias;  // (d_inner)                    f32, added to; none where D, dt_bias are

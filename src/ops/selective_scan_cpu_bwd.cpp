@@ -218,7 +218,6 @@ void write_backward(const SelectiveScan& op, const SelectiveScanGrad& grad, cons
       const VF dh_B = hn::Load(d, tile.dh_B + at);
       VF du = hn::Mul(hn::Load(d, tile.delta + at), dh_B);
       if (op.D) du = hn::MulAdd(load_part(d, op.D.ptr<float>() + channel, valid), dy, du);
-      store_part(d, du, grad.du.row<T>(t) + channel, valid);
       const VF ddelta =
           hn::MulAdd(hn::Load(d, tile.dA_bar + at), hn::Set(d, kLn2), hn::Mul(u, dh_B));
       const VF ddt = hn::Mul(ddelta, sigmoid(d, load_dt<T>(op, t, channel, valid)));
@@ -234,6 +233,7 @@ void write_backward(const SelectiveScan& op, const SelectiveScanGrad& grad, cons
         const VF dz = hn::Mul(hn::Mul(load_part(d, grad.dy.row<T>(t) + channel, valid), y), slope);
         store_part(d, dz, grad.dz.row<T>(t) + channel, valid);
       }
+      store_part(d, du, grad.du.row<T>(t) + channel, valid);  // dy has been read
     });
   }
 }

@@ -55,6 +55,7 @@ TEST(SelectiveScanCuda, BackwardMatchesTheReference) {
           SCOPED_TRACE(::testing::PrintToString(c) + " " + name_of(type));
           expect_backward_like_reference(ctx, kCuda, c, type, true);
           expect_backward_like_reference(ctx, kCuda, c, type, false);
+          expect_gradients_in_place(ctx, c, type);
         }
   });
 }
@@ -81,6 +82,7 @@ TEST(SelectiveScanCuda, StreamsBackwardMatchesTheReference) {
              {.lengths = std::vector<int>(200, 66), .d_inner = 16, .d_state = 64}}) {
       SCOPED_TRACE(::testing::PrintToString(c));
       expect_backward_like_reference(ctx, kCuda, c, DType::bf16, true);
+      expect_gradients_in_place(ctx, c, DType::bf16);
     }
   });
 }

@@ -59,6 +59,7 @@ TEST(SelectiveScan, CpuMatchesTheReferenceOnEverySimdTarget) {
         expect_forward_like_reference(cpu, kCpu, c, type);
         expect_backward_like_reference(cpu, kCpu, c, type, true);
         expect_backward_like_reference(cpu, kCpu, c, type, false);
+        expect_gradients_in_place(cpu, c, type);
       }
   });
 }

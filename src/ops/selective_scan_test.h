@@ -258,6 +258,27 @@ inline void expect_backward_like_reference(Context& ctx, const Tolerances& toler
   EXPECT_TRUE(actual.guards_intact());
 }
 
+// du in the place of dy and ddt in that of dt have the bits that they have elsewhere.
+inline void expect_gradients_in_place(Context& ctx, const Case& c, DType type) {
+  Scan apart(c, type), in_place(c, type);
+  if (apart.tokens == 0) return;
+  in_place.grad.du = in_place.grad.dy;
+  in_place.grad.ddt = in_place.op.dt;
+  for (Scan* scan : {&apart, &in_place}) {
+    scan->forward(ctx);
+    scan->backward(ctx);
+  }
+  for (const auto member : {&SelectiveScanGrad::du, &SelectiveScanGrad::ddt, &SelectiveScanGrad::dA,
+                            &SelectiveScanGrad::dB, &SelectiveScanGrad::dC, &SelectiveScanGrad::y})
+    EXPECT_TRUE(op_test::bitwise_equal(in_place.grad.*member, apart.grad.*member));
+  for (const auto member : {&SelectiveScanGrad::dD, &SelectiveScanGrad::ddt_bias,
+                            &SelectiveScanGrad::dz, &SelectiveScanGrad::dstate})
+    if (apart.grad.*member) {
+      EXPECT_TRUE(op_test::bitwise_equal(in_place.grad.*member, apart.grad.*member));
+    }
+  EXPECT_TRUE(in_place.guards_intact());
+}
+
 // The first sequence of a scan, cut into parts that hand on the state.
 inline void expect_split_is_whole(Context& ctx, const Tolerances& tolerances, const Case& whole,
                                   const std::vector<int64_t>& cuts) {
