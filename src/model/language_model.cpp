@@ -126,7 +126,7 @@ class Inference {
   // Adds what the layer before left in m to the residual stream.
   void norm(Context& ctx, const Tensor& residual, const Tensor& m, const Tensor& weight,
             const Tensor& y) {
-    rms_norm_fwd(ctx, {.x = m,
+    rms_norm_fwd(ctx, {.x = {m},
                        .residual_in = residual,
                        .residual_out = m ? residual : Tensor(),
                        .weight = weight,

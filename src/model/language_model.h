@@ -55,9 +55,9 @@ void score(Context& ctx, const Weights& weights, const PackedTokens& input, cons
            DecodeState* state, const Tensor& loss);
 
 // What the backward pass computes again instead of having it kept: less memory, more work, the same
-// bits. none: nothing but normed inputs; light: also the convolutions, dt_proj and every other
-// tensor of the residual stream, which costs little; full: all but the residual stream and what
-// blocks add to it.
+// bits. none: normed inputs and every other tensor of the residual stream, which costs nothing;
+// light: also the convolutions, dt_proj and three of four tensors of the stream, which costs
+// little; full: all but every fourth tensor of the stream and what blocks add to it.
 enum class Recompute { none, light, full };
 Recompute recompute_from_name(const std::string& name);  // throws Error for another name
 

@@ -97,17 +97,9 @@ void project(Context& ctx, const BlockArguments& block, const BlockActivations& 
 
 }  // namespace
 
-BlockActivations allocate_inputs(Context& ctx, const Config& c, DType dtype, int64_t tokens) {
-  BlockActivations a;
-  a.n = ctx.workspace().tensor(dtype, {tokens, c.d_model});
-  allocate_scan_inputs(ctx, c, a);
-  return a;
-}
-
-void allocate_scan_inputs(Context& ctx, const Config& c, BlockActivations& a) {
+void allocate_scan_inputs(Context& ctx, const Config& c, DType dtype, int64_t tokens,
+                          BlockActivations& a) {
   Arena& arena = ctx.workspace();
-  const int64_t tokens = a.n.shape[0];
-  const DType dtype = a.n.dtype;
   a.u = arena.tensor(dtype, {tokens, c.d_inner});
   if (c.selective_delta) {
     a.dt = arena.tensor(dtype, {tokens, c.d_inner});
@@ -118,22 +110,21 @@ void allocate_scan_inputs(Context& ctx, const Config& c, BlockActivations& a) {
   }
 }
 
-BlockActivations allocate_products(Context& ctx, const Config& c, const BlockActivations& shared,
-                                   bool saved) {
+void allocate_products(Context& ctx, const Config& c, DType dtype, int64_t tokens, bool saved,
+                       BlockActivations& a) {
   Arena& arena = ctx.workspace();
-  BlockActivations a = shared;
-  const int64_t tokens = a.u.shape[0];
-  const DType dtype = a.u.dtype, full = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const DType full = dtype == DType::f64 ? DType::f64 : DType::f32;
   a.xz = arena.tensor(dtype, {tokens, 2 * c.d_inner});
   if (c.x_proj_size() > 0) a.x_dbl = arena.tensor(dtype, {tokens, c.x_proj_size()});
   if (saved)
     a.saved = arena.tensor(full, {selective_scan_saved_size(ctx, tokens, c.d_inner, c.d_state)});
-  return a;
 }
 
 BlockActivations allocate_activations(Context& ctx, const Config& c, DType dtype, int64_t tokens) {
-  BlockActivations a = allocate_products(ctx, c, allocate_inputs(ctx, c, dtype, tokens),
-                                         /*saved=*/false);
+  BlockActivations a;
+  a.n = ctx.workspace().tensor(dtype, {tokens, c.d_model});
+  allocate_scan_inputs(ctx, c, dtype, tokens, a);
+  allocate_products(ctx, c, dtype, tokens, /*saved=*/false, a);
   a.y = x_half(a.xz);  // free once the convolution has read it
   return a;
 }
@@ -219,8 +210,9 @@ void block_backward(Context& ctx, const BlockArguments& block, const BlockActiva
   const Linear out_proj = {.x = y, .weight = p.out_proj, .bias = {}, .y = {}};
   linear_bwd(ctx, out_proj, {.dy = g.dm, .dx = dy, .dweight = {}, .dbias = {}});
 
-  const Tensor du = arena.tensor(dtype, {tokens, c.d_inner});
-  const Tensor ddt = arena.tensor(dtype, {tokens, c.d_inner});
+  // Each in the place of what no other op reads behind the scan's backward pass.
+  const Tensor du = dy;
+  const Tensor ddt = p.dt_proj ? a.dt : arena.tensor(dtype, {tokens, c.d_inner});
   const Tensor dx_dbl = a.x_dbl ? arena.tensor(dtype, {tokens, c.x_proj_size()}) : Tensor();
   const Projections d(c, dx_dbl);
   const auto per_token = [&] { return arena.tensor(dtype, {tokens, 1, c.d_state}); };

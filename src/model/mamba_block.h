@@ -22,8 +22,8 @@ struct BlockArguments {
   Tensor ssm;        // (slots, d_inner, d_state)     f32 or bf16; none: no state
 };
 
-// Activations of one block. Forward reads n and writes the others. Backward reads all but y, whose
-// memory it uses for something else. Blocks of a training step share n and y, and whatever
+// Activations of one block. Forward reads n and writes the others. Backward reads all but y, and
+// leaves gradients in y and dt. Blocks of a training step share n and y, and whatever
 // block_recompute fills again.
 struct BlockActivations {
   Tensor n;      // (tokens, d_model)      T  the normed input
@@ -41,13 +41,12 @@ BlockActivations allocate_activations(Context& ctx, const Config& config, DType 
                                       int64_t tokens);
 // Those of some tokens, without `saved`.
 BlockActivations rows_of(const BlockActivations& a, int64_t begin, int64_t end);
-// n, u and dt. Blocks of a training step share n; u and dt too, when these are computed again.
-BlockActivations allocate_inputs(Context& ctx, const Config& config, DType dtype, int64_t tokens);
-void allocate_scan_inputs(Context& ctx, const Config& config, BlockActivations& a);  // u and dt
-// With in_proj's and x_proj's outputs besides. saved: with memory for the scan's states; else the
-// scan's backward pass scans once more.
-BlockActivations allocate_products(Context& ctx, const Config& config,
-                                   const BlockActivations& shared, bool saved);
+// Parts of them: u and dt; in_proj's and x_proj's outputs. saved: with memory for the scan's
+// states; else the scan's backward pass scans once more.
+void allocate_scan_inputs(Context& ctx, const Config& config, DType dtype, int64_t tokens,
+                          BlockActivations& a);
+void allocate_products(Context& ctx, const Config& config, DType dtype, int64_t tokens, bool saved,
+                       BlockActivations& a);
 
 // m: (tokens, d_model) T, written. The state, where there is one, is advanced.
 void block_forward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
@@ -79,7 +78,7 @@ struct BlockGradients {
 };
 
 // block.conv and block.ssm hold the state as it was before block_forward. Calls norm_backward()
-// once dn is there and dm has been read; a.n is read behind it only.
+// once dn is there and dm has been read; a.n is read behind it only, and may be dn itself.
 void block_backward(Context& ctx, const BlockArguments& block, const BlockActivations& a,
                     const BlockGradients& g, const std::function<void()>& norm_backward);
 

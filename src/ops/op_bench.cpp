@@ -163,7 +163,7 @@ void Bench::embedding() {
 }
 
 void Bench::rms_norm() {
-  const RmsNorm op = {.x = activations(s_.tokens, s_.d_model),
+  const RmsNorm op = {.x = {activations(s_.tokens, s_.d_model)},
                       .residual_in = random(DType::f32, {s_.tokens, s_.d_model}),
                       .residual_out = zeros({s_.tokens, s_.d_model}),
                       .weight = random(DType::f32, {s_.d_model}),

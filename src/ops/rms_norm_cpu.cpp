@@ -22,16 +22,22 @@ HWY_INLINE VF kept_as(DF d, VF v) {
   return load_f32(d, lanes);
 }
 
-// One row of the stream r = residual_in + x, at the time of reading.
+// One row of the stream r = residual + x_0 + x_1 .., at the time of reading.
 template <class T, class R>
 struct StreamRow {
-  const T* x;  // or null
   const R* residual;
+  const T* x[kMaxAddends];
+  int count = 0;
+
+  explicit StreamRow(const R* kept) : residual(kept) {}
+  StreamRow(const RmsNorm& op, int64_t t) : residual(op.residual_in.row<R>(t)), count(addends(op)) {
+    for (int k = 0; k < count; ++k) x[k] = op.x[static_cast<size_t>(k)].template row<T>(t);
+  }
 
   HWY_INLINE VF operator()(DF d, size_t i, size_t valid) const {
-    const VF r = load_part(d, residual + i, valid);
-    if (!x) return r;
-    return kept_as<R>(d, hn::Add(r, load_part(d, x + i, valid)));
+    VF r = load_part(d, residual + i, valid);
+    for (int k = 0; k < count; ++k) r = kept_as<R>(d, hn::Add(r, load_part(d, x[k] + i, valid)));
+    return r;
   }
 };
 
@@ -54,7 +60,7 @@ template <class T, class R>
 void norm_row(const RmsNorm& op, int64_t t) {
   const DF d;
   const auto width = static_cast<size_t>(op.y.shape[1]);
-  StreamRow<T, R> r{op.x ? op.x.row<T>(t) : nullptr, op.residual_in.row<R>(t)};
+  StreamRow<T, R> r(op, t);
   R* out = op.residual_out ? op.residual_out.row<R>(t) : nullptr;
   const float* w = op.weight.ptr<float>();
   T* y = op.y.row<T>(t);
@@ -67,7 +73,7 @@ void norm_row(const RmsNorm& op, int64_t t) {
   });
   const double mean = squares.total(d) / static_cast<double>(width);
   const auto rstd = static_cast<float>(1 / std::sqrt(mean + static_cast<double>(op.eps)));
-  if (out) r = {nullptr, out};  // residual_in may be gone: it can be the same memory
+  if (out) r = StreamRow<T, R>(out);  // residual_in may be gone: it can be the same memory
   for_each_vector(width, [&](size_t i, size_t valid) HWY_ATTR {
     const VF v = hn::Mul(r(d, i, valid), hn::Set(d, rstd));
     store_part(d, hn::Mul(v, load_part(d, w + i, valid)), y + i, valid);
@@ -97,7 +103,8 @@ template <class T, class R>
 void norm_row_bwd(const RmsNorm& op, const RmsNormGrad& grad, int64_t t, float* dweight) {
   const DF d;
   const auto width = static_cast<size_t>(grad.dy.shape[1]);
-  const R* r = op.residual_out.row<R>(t);
+  const StreamRow<T, R> r =
+      op.residual_out ? StreamRow<T, R>(op.residual_out.row<R>(t)) : StreamRow<T, R>(op, t);
   const float* w = op.weight.ptr<float>();
   const float rstd = op.rstd.ptr<float>()[t];
   const T* dy = grad.dy.row<T>(t);
@@ -107,7 +114,7 @@ void norm_row_bwd(const RmsNorm& op, const RmsNormGrad& grad, int64_t t, float* 
 
   Sum dot{hn::Zero(d), hn::Zero(d)};
   for_each_vector(width, [&](size_t i, size_t valid) HWY_ATTR {
-    const VF dyr = hn::Mul(load_part(d, dy + i, valid), load_part(d, r + i, valid));
+    const VF dyr = hn::Mul(load_part(d, dy + i, valid), r(d, i, valid));
     dot.add_product(i, dyr, load_part(d, w + i, valid));
     const VF sum = hn::MulAdd(dyr, hn::Set(d, rstd), load_part(d, dweight + i, valid));
     store_part(d, sum, dweight + i, valid);
@@ -116,7 +123,7 @@ void norm_row_bwd(const RmsNorm& op, const RmsNormGrad& grad, int64_t t, float* 
   const auto c = static_cast<float>(cube * dot.total(d) / static_cast<double>(width));
   for_each_vector(width, [&](size_t i, size_t valid) HWY_ATTR {
     const VF g = hn::Mul(load_part(d, dy + i, valid), load_part(d, w + i, valid));
-    const VF r_i = load_part(d, r + i, valid), rc = hn::Mul(r_i, hn::Set(d, c));
+    const VF r_i = r(d, i, valid), rc = hn::Mul(r_i, hn::Set(d, c));
     const VF norm_part = hn::MulSub(g, hn::Set(d, rstd), rc);
     const VF sum = hn::Add(load_part(d, dr + i, valid), norm_part);
     store_part(d, sum, dr + i, valid);
@@ -134,7 +141,7 @@ void rms_norm_bwd(Context& ctx, const RmsNorm& op, const RmsNormGrad& grad) {
   const Arena::Scope scope(ctx.workspace());
   float* partial = ctx.workspace().array<float>(blocks * d_model);
   dispatch_f32_bf16(grad.dy.dtype, [&](auto t) HWY_ATTR {
-    dispatch_f32_bf16(op.residual_out.dtype, [&](auto r) HWY_ATTR {
+    dispatch_f32_bf16(grad.dresidual.dtype, [&](auto r) HWY_ATTR {
       parallel_for(ctx.threads(), blocks, [&](int64_t block) HWY_ATTR {
         float* sum = partial + block * d_model;
         std::fill(sum, sum + d_model, 0.0f);

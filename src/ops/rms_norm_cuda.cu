@@ -18,6 +18,7 @@ struct Rows {
   T* data = nullptr;
   int64_t stride = 0;
 
+  Rows() = default;
   explicit Rows(const Tensor& t) {
     if (!t) return;
     data = t.ptr<T>();
@@ -27,10 +28,23 @@ struct Rows {
   __device__ T* row(int64_t i) const { return data + i * stride; }
 };
 
+// The residual stream r, as a sum.
+template <class T, class R>
+struct Stream {
+  Rows<R> residual;
+  Rows<T> x[kMaxAddends];
+  int addends = 0;
+
+  Stream(const RmsNorm& op, const Tensor& from, int count) : residual(from), addends(count) {
+    for (int k = 0; k < count; ++k) x[k] = Rows<T>(op.x[static_cast<size_t>(k)]);
+  }
+};
+
 template <class T, class R>
 struct Norm {
-  Rows<T> x, y;
-  Rows<R> residual_in, residual_out;
+  Stream<T, R> stream;
+  Rows<T> y;
+  Rows<R> residual_out;
   const float* weight;
   float* rstd;
   int64_t tokens, d_model;
@@ -39,8 +53,9 @@ struct Norm {
 
 template <class T, class R>
 struct NormGrad {
+  Stream<T, R> stream;
   Rows<T> dy, dx, y;
-  Rows<R> residual, dresidual;
+  Rows<R> dresidual;
   const float *weight, *rstd;
   float* partial;  // (parts, d_model): sums of dweight
   int64_t tokens, d_model;
@@ -61,21 +76,51 @@ __device__ float row_sum(float sum, int threads) {
   return sum;
 }
 
-// The residual stream as it is kept: rounded to R.
+// r += x, as it is kept: rounded to R.
 template <class T, class R, int V>
-__device__ Floats<V> stream(const Norm<T, R>& op, int64_t token, int64_t i) {
-  Floats<V> r = load_vector<V>(op.residual_in.row(token) + i);
-  if (op.x) {
-    const Floats<V> x = load_vector<V>(op.x.row(token) + i);
+__device__ void add_to(Packed<R, V>& r, const Packed<T, V>& x) {
+  Floats<V> sum = unpack(r);
+  const Floats<V> added = unpack(x);
 #pragma unroll
-    for (int k = 0; k < V; ++k) r[k] += x[k];
+  for (int k = 0; k < V; ++k) sum[k] += added[k];
+  r = pack<R>(sum);
+}
+
+// A thread's vectors of a row of the stream. place(j): where vector j begins, at or beyond `width`
+// where there is none. Of an x two are on their way at once: with four registers run out.
+template <class T, class R, int V, int N, class Place>
+__device__ void load_stream(Packed<R, V> (&r)[N], const Stream<T, R>& s, int64_t token,
+                            int64_t width, const Place& place) {
+#pragma unroll
+  for (int j = 0; j < N; ++j)
+    if (place(j) < width) r[j] = load_packed<V>(s.residual.row(token) + place(j));
+#pragma unroll 1
+  for (int k = 0; k < s.addends; ++k) {
+    const T* const from = s.x[k].row(token);
+#pragma unroll
+    for (int first = 0; first < N; first += 2) {
+      Packed<T, V> x[2];
+#pragma unroll
+      for (int j = first; j < min(first + 2, N); ++j)
+        if (place(j) < width) x[j - first] = load_packed<V>(from + place(j));
+#pragma unroll
+      for (int j = first; j < min(first + 2, N); ++j)
+        if (place(j) < width) add_to(r[j], x[j - first]);
+    }
   }
-  return unpack(pack<R>(r));
+}
+
+// One element of it.
+template <class T, class R>
+__device__ Floats<1> stream_at(const Stream<T, R>& s, int64_t token, int64_t i) {
+  Packed<R, 1> r[1];
+  load_stream(r, s, token, i + 1, [=](int) { return i; });
+  return unpack(r[0]);
 }
 
 // Grid: a block owns block_rows rows. On chip: the rows, in registers. Moves x, residual_in,
-// residual_out and y once: 12 bytes an element with bf16 and an f32 stream. H200, 65536 x 768:
-// 0.152 ms (93 % of 4.25 TB/s), 8192 x 2560: 0.070 ms (85 %).
+// residual_out and y once: 12 bytes an element with bf16, an f32 stream and one x. H200, 65536 x
+// 768: 0.152 ms (93 % of 4.25 TB/s), 8192 x 2560: 0.070 ms (85 %).
 template <class T, class R>
 __global__ void __launch_bounds__(kRmsMaxThreads)
     rms_norm_fwd_rows(const Norm<T, R> op, const int row_threads) {
@@ -87,14 +132,15 @@ __global__ void __launch_bounds__(kRmsMaxThreads)
       int64_t{blockIdx.x} * (blockDim.x / row_threads) + threadIdx.x / row_threads;
   const bool active = token < op.tokens;  // all threads take part in the sums
   const auto place = [&](int j) { return int64_t{lane + j * row_threads} * V; };
-  Floats<V> r[kRmsVectors];
+  Packed<R, V> r[kRmsVectors];
+  if (active) load_stream(r, op.stream, token, op.d_model, place);
   float sum = 0;
 #pragma unroll
   for (int j = 0; j < kRmsVectors; ++j) {
     if (!active || place(j) >= op.d_model) continue;
-    r[j] = stream<T, R, V>(op, token, place(j));
+    const Floats<V> r_j = unpack(r[j]);
 #pragma unroll
-    for (int k = 0; k < V; ++k) sum = fmaf(r[j][k], r[j][k], sum);
+    for (int k = 0; k < V; ++k) sum = fmaf(r_j[k], r_j[k], sum);
   }
   sum = row_sum(sum, row_threads);
   if (!active) return;
@@ -104,11 +150,12 @@ __global__ void __launch_bounds__(kRmsMaxThreads)
   for (int j = 0; j < kRmsVectors; ++j) {
     const int64_t i = place(j);
     if (i >= op.d_model) continue;
-    if (op.residual_out) store_vector(op.residual_out.row(token) + i, r[j]);
+    const Floats<V> r_j = unpack(r[j]);
+    if (op.residual_out) store_vector(op.residual_out.row(token) + i, r_j);
     const Floats<V> weight = load_vector<V>(op.weight + i);
     Floats<V> y;
 #pragma unroll
-    for (int k = 0; k < V; ++k) y[k] = r[j][k] * rstd * weight[k];
+    for (int k = 0; k < V; ++k) y[k] = r_j[k] * rstd * weight[k];
     store_vector(op.y.row(token) + i, y);
   }
 }
@@ -119,7 +166,7 @@ __global__ void __launch_bounds__(kRmsGeneralThreads) rms_norm_fwd_general(const
   const int64_t token = blockIdx.x;
   float sum = 0;
   for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads) {
-    const Floats<1> r = stream<T, R, 1>(op, token, i);
+    const Floats<1> r = stream_at(op.stream, token, i);
     sum = fmaf(r[0], r[0], sum);
     if (op.residual_out) store_vector(op.residual_out.row(token) + i, r);
   }
@@ -129,7 +176,7 @@ __global__ void __launch_bounds__(kRmsGeneralThreads) rms_norm_fwd_general(const
   for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads) {
     // residual_out may stand where residual_in did
     const Floats<1> r = op.residual_out ? load_vector<1>(op.residual_out.row(token) + i)
-                                        : stream<T, R, 1>(op, token, i);
+                                        : stream_at(op.stream, token, i);
     store_vector(op.y.row(token) + i, constant<1>(r[0] * rstd * op.weight[i]));
   }
 }
@@ -168,9 +215,9 @@ __device__ void give_gradient(const NormGrad<T, R>& op, int64_t token, int64_t i
 
 // Grid: blocks that stay, each taking every gridDim.x-th group of block_rows rows. On chip: the row
 // in registers, and the thread's columns of dweight, which the block adds up over its rows in
-// order. Moves residual, dy, dresidual (in and out), dx and y once: 18 bytes an element with bf16
-// and an f32 stream, 16 without y; so, H200, 65536 x 768: 0.211 ms (90 % of 4.25 TB/s), 8192 x
-// 2560: 0.111 ms (71 %); bf16 stream 0.148 ms (80 %) and 0.074 ms (67 %).
+// order. Moves residual, x, dy, dresidual (in and out), dx and y once: 18 bytes an element with
+// bf16 and an f32 stream, 16 without y, 2 more for each x; so, H200, 65536 x 768: 0.211 ms (90 %
+// of 4.25 TB/s), 8192 x 2560: 0.111 ms (71 %); bf16 stream 0.148 ms (80 %) and 0.074 ms (67 %).
 template <class T, class R, int N>
 __global__ void __launch_bounds__(kRmsMaxThreads)
     rms_norm_bwd_rows(const NormGrad<T, R> op, const int row_threads) {
@@ -195,10 +242,10 @@ __global__ void __launch_bounds__(kRmsMaxThreads)
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       if (!active || place(j) >= op.d_model) continue;
-      r[j] = load_packed<V>(op.residual.row(token) + place(j));
       dy[j] = load_packed<V>(op.dy.row(token) + place(j));
       if constexpr (kEarly) from_elsewhere[j] = load_packed<V>(op.dresidual.row(token) + place(j));
     }
+    if (active) load_stream(r, op.stream, token, op.d_model, place);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       if (!active || place(j) >= op.d_model) continue;
@@ -255,14 +302,15 @@ __global__ void __launch_bounds__(kRmsGeneralThreads)
   };
   float dot = 0;
   for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads)
-    dot = fmaf(weighted_dy(i)[0], load_vector<1>(op.residual.row(token) + i)[0], dot);
+    dot = fmaf(weighted_dy(i)[0], stream_at(op.stream, token, i)[0], dot);
   dot = row_sum(dot, kRmsGeneralThreads);
   const float scale = rstd * rstd * rstd * (dot / static_cast<float>(op.d_model));
   for (int64_t i = threadIdx.x; i < op.d_model; i += kRmsGeneralThreads) {
-    const Floats<1> r = load_vector<1>(op.residual.row(token) + i);
+    // y may stand where dy did, dx where an x did.
+    const Floats<1> r = stream_at(op.stream, token, i);
+    const Floats<1> dr = gradient(rstd, scale, weighted_dy(i), r);
     give_output(op, token, i, rstd, constant<1>(op.weight[i]), r);
-    give_gradient<T, R, 1>(op, token, i, load_vector<1>(op.dresidual.row(token) + i),
-                           gradient(rstd, scale, weighted_dy(i), r));
+    give_gradient<T, R, 1>(op, token, i, load_vector<1>(op.dresidual.row(token) + i), dr);
   }
 }
 
@@ -277,13 +325,14 @@ __global__ void __launch_bounds__(kRmsGeneralThreads)
   float sum = 0;
 #pragma unroll 4
   for (int64_t t = begin; t < end; ++t)
-    sum = fmaf(load_vector<1>(op.dy.row(t) + i)[0],
-               load_vector<1>(op.residual.row(t) + i)[0] * op.rstd[t], sum);
+    sum =
+        fmaf(load_vector<1>(op.dy.row(t) + i)[0], stream_at(op.stream, t, i)[0] * op.rstd[t], sum);
   op.partial[blockIdx.x * op.d_model + i] = sum;
 }
 
-bool aligned(std::initializer_list<const Tensor*> tensors) {
-  return std::ranges::all_of(tensors, [](auto t) { return vector_rows(*t, kRmsVector); });
+bool aligned(const RmsNorm& op, std::initializer_list<const Tensor*> tensors) {
+  return std::ranges::all_of(op.x, [](const Tensor& t) { return vector_rows(t, kRmsVector); }) &&
+         std::ranges::all_of(tensors, [](auto t) { return vector_rows(*t, kRmsVector); });
 }
 
 // f(T{}, R{}) for the three pairs there are.
@@ -305,15 +354,14 @@ void rms_norm_fwd(Context& ctx, const RmsNorm& op) {
   if (tokens == 0 || d_model == 0) return;
   const State& gpu = state_of(ctx);
   const RmsNormPlan plan = plan_rms_norm(
-      tokens, d_model, aligned({&op.x, &op.residual_in, &op.residual_out, &op.weight, &op.y}),
+      tokens, d_model, aligned(op, {&op.residual_in, &op.residual_out, &op.weight, &op.y}),
       op.residual_in.dtype == DType::bf16, gpu.multiprocessors, ctx.batch_invariant);
   const auto grid = static_cast<unsigned>(plan.fwd_blocks);
   dispatch(op.y.dtype, op.residual_in.dtype, [&](auto t, auto r) {
     using T = typename decltype(t)::type;
     using R = typename decltype(r)::type;
-    const Norm<T, R> args = {.x = Rows<T>(op.x),
+    const Norm<T, R> args = {.stream = Stream<T, R>(op, op.residual_in, addends(op)),
                              .y = Rows<T>(op.y),
-                             .residual_in = Rows<R>(op.residual_in),
                              .residual_out = Rows<R>(op.residual_out),
                              .weight = op.weight.ptr<float>(),
                              .rstd = op.rstd ? op.rstd.ptr<float>() : nullptr,
@@ -335,27 +383,29 @@ void rms_norm_bwd(Context& ctx, const RmsNorm& op, const RmsNormGrad& grad) {
   const int64_t tokens = grad.dy.shape[0], d_model = grad.dy.shape[1];
   if (tokens == 0 || d_model == 0) return;
   const State& gpu = state_of(ctx);
+  const Tensor& residual = op.residual_out ? op.residual_out : op.residual_in;
   const RmsNormPlan plan = plan_rms_norm(
       tokens, d_model,
-      aligned({&op.residual_out, &op.weight, &grad.dy, &grad.dresidual, &grad.dx, &grad.y}),
-      op.residual_out.dtype == DType::bf16, gpu.multiprocessors);
+      aligned(op, {&residual, &op.weight, &grad.dy, &grad.dresidual, &grad.dx, &grad.y}),
+      residual.dtype == DType::bf16, gpu.multiprocessors);
   const auto grid = static_cast<unsigned>(plan.bwd_blocks);
   const int64_t parts =
       plan.in_registers ? plan.bwd_blocks : (tokens + kRmsGeneralTokens - 1) / kRmsGeneralTokens;
   const Arena::Scope scope(ctx.workspace());
-  dispatch(grad.dy.dtype, op.residual_out.dtype, [&](auto t, auto r) {
+  dispatch(grad.dy.dtype, residual.dtype, [&](auto t, auto r) {
     using T = typename decltype(t)::type;
     using R = typename decltype(r)::type;
-    const NormGrad<T, R> args = {.dy = Rows<T>(grad.dy),
-                                 .dx = Rows<T>(grad.dx),
-                                 .y = Rows<T>(grad.y),
-                                 .residual = Rows<R>(op.residual_out),
-                                 .dresidual = Rows<R>(grad.dresidual),
-                                 .weight = op.weight.ptr<float>(),
-                                 .rstd = op.rstd.ptr<float>(),
-                                 .partial = ctx.workspace().array<float>(parts * d_model),
-                                 .tokens = tokens,
-                                 .d_model = d_model};
+    const NormGrad<T, R> args = {
+        .stream = Stream<T, R>(op, residual, op.residual_out ? 0 : addends(op)),
+        .dy = Rows<T>(grad.dy),
+        .dx = Rows<T>(grad.dx),
+        .y = Rows<T>(grad.y),
+        .dresidual = Rows<R>(grad.dresidual),
+        .weight = op.weight.ptr<float>(),
+        .rstd = op.rstd.ptr<float>(),
+        .partial = ctx.workspace().array<float>(parts * d_model),
+        .tokens = tokens,
+        .d_model = d_model};
     if (plan.in_registers) {
       const auto block = static_cast<unsigned>(plan.bwd.threads * plan.bwd.block_rows);
       auto kernel = rms_norm_bwd_rows<T, R, kRmsVectors>;
@@ -364,13 +414,13 @@ void rms_norm_bwd(Context& ctx, const RmsNorm& op, const RmsNormGrad& grad) {
       kernel<<<grid, block, 0, gpu.stream>>>(args, plan.bwd.threads);
       check_launch("rms_norm_bwd_rows");
     } else {
-      rms_norm_bwd_general<T, R><<<grid, kRmsGeneralThreads, 0, gpu.stream>>>(args);
-      check_launch("rms_norm_bwd_general");
       const dim3 columns(
           static_cast<unsigned>(parts),
           static_cast<unsigned>((d_model + kRmsGeneralThreads - 1) / kRmsGeneralThreads));
       rms_norm_bwd_general_dweight<T, R><<<columns, kRmsGeneralThreads, 0, gpu.stream>>>(args);
       check_launch("rms_norm_bwd_general_dweight");
+      rms_norm_bwd_general<T, R><<<grid, kRmsGeneralThreads, 0, gpu.stream>>>(args);  // overwrites
+      check_launch("rms_norm_bwd_general");
     }
     launch_add_partial_sums(gpu.stream, args.partial, parts, d_model,
                             AddTo{grad.dweight.ptr<float>()});

@@ -13,18 +13,25 @@ double rstd_of(const R* r, int64_t d_model, float eps) {
   return 1 / std::sqrt(sum / static_cast<double>(d_model) + eps);
 }
 
+// r of a token: every sum rounded to R, as it would be kept.
+template <class T, class R>
+std::vector<R> stream(const RmsNorm& op, int64_t t) {
+  const Tensor& residual = op.residual_in;
+  std::vector<R> row(residual.row<R>(t), residual.row<R>(t) + residual.shape[1]);
+  for (int k = 0; k < addends(op); ++k) {
+    const T* x = op.x[static_cast<size_t>(k)].template row<T>(t);
+    for (size_t i = 0; i < row.size(); ++i)
+      row[i] = static_cast<R>(static_cast<double>(row[i]) + static_cast<double>(x[i]));
+  }
+  return row;
+}
+
 // T: activations, R: the residual stream, F: weights (f32, or f64 in double throughout).
 template <class T, class R, class F>
 void fwd(const RmsNorm& op) {
   const int64_t d_model = op.y.shape[1];
   for (int64_t t = 0; t < op.y.shape[0]; ++t) {
-    // r is the stream as it is kept: rounded to R.
-    const auto r = [&](int64_t i) {
-      const double x = op.x ? static_cast<double>(op.x.row<T>(t)[i]) : 0.0;
-      return static_cast<R>(static_cast<double>(op.residual_in.row<R>(t)[i]) + x);
-    };
-    std::vector<R> row(static_cast<size_t>(d_model));
-    for (int64_t i = 0; i < d_model; ++i) row[static_cast<size_t>(i)] = r(i);
+    const std::vector<R> row = stream<T, R>(op, t);
     const double rstd = rstd_of(row.data(), d_model, op.eps);
     for (int64_t i = 0; i < d_model; ++i) {
       const R ri = row[static_cast<size_t>(i)];
@@ -38,15 +45,24 @@ void fwd(const RmsNorm& op) {
 // dr_i = rstd w_i dy_i - r_i rstd^3 / d_model sum_j w_j dy_j r_j
 template <class T, class R, class F>
 void bwd(const RmsNorm& op, const RmsNormGrad& grad) {
-  const int64_t tokens = grad.dy.shape[0], d_model = grad.dy.shape[1];
-  const F* w = op.weight.ptr<F>();
-  for (int64_t t = 0; t < tokens; ++t) {
-    const T* dy = grad.dy.row<T>(t);
-    const R* r = op.residual_out.row<R>(t);
+  const int64_t d_model = grad.dy.shape[1];
+  const F *w = op.weight.ptr<F>(), *before = grad.dweight.ptr<F>();
+  RmsNorm kept = op;
+  if (op.residual_out) kept.residual_in = op.residual_out, kept.x = {};
+  std::vector<double> dweight(before, before + d_model);
+  for (int64_t t = 0; t < grad.dy.shape[0]; ++t) {
+    // Copies: y may stand where dy does, dx where an x does.
+    const std::vector<T> dy_row(grad.dy.row<T>(t), grad.dy.row<T>(t) + d_model);
+    const std::vector<R> r_row = stream<T, R>(kept, t);
+    const T* dy = dy_row.data();
+    const R* r = r_row.data();
     R* dresidual = grad.dresidual.row<R>(t);
     const double rstd = op.rstd.ptr<F>()[t];
     double dot = 0;
-    for (int64_t i = 0; i < d_model; ++i) dot += static_cast<double>(w[i]) * dy[i] * r[i];
+    for (int64_t i = 0; i < d_model; ++i) {
+      dot += static_cast<double>(w[i]) * dy[i] * r[i];
+      dweight[static_cast<size_t>(i)] += static_cast<double>(dy[i]) * r[i] * rstd;
+    }
     for (int64_t i = 0; i < d_model; ++i) {
       const double dr =
           rstd * w[i] * dy[i] - r[i] * rstd * rstd * rstd * dot / static_cast<double>(d_model);
@@ -59,13 +75,8 @@ void bwd(const RmsNorm& op, const RmsNormGrad& grad) {
         grad.y.row<T>(t)[i] = static_cast<T>(r[i] * exact * w[i]);
     }
   }
-  for (int64_t i = 0; i < d_model; ++i) {
-    double sum = grad.dweight.ptr<F>()[i];
-    for (int64_t t = 0; t < tokens; ++t)
-      sum += static_cast<double>(grad.dy.row<T>(t)[i]) * op.residual_out.row<R>(t)[i] *
-             op.rstd.ptr<F>()[t];
-    grad.dweight.ptr<F>()[i] = static_cast<F>(sum);
-  }
+  for (int64_t i = 0; i < d_model; ++i)
+    grad.dweight.ptr<F>()[i] = static_cast<F>(dweight[static_cast<size_t>(i)]);
 }
 
 }  // namespace
@@ -82,7 +93,7 @@ void rms_norm_fwd(Context&, const RmsNorm& op) {
 void rms_norm_bwd(Context&, const RmsNorm& op, const RmsNormGrad& grad) {
   if (grad.dy.dtype == DType::f64) return bwd<double, double, double>(op, grad);
   dispatch_f32_bf16(grad.dy.dtype, [&](auto t) {
-    dispatch_f32_bf16(op.residual_out.dtype, [&](auto r) {
+    dispatch_f32_bf16(grad.dresidual.dtype, [&](auto r) {
       bwd<typename decltype(t)::type, typename decltype(r)::type, float>(op, grad);
     });
   });

@@ -37,7 +37,7 @@ struct Case {
   static DType full(DType t) { return t == DType::f64 ? t : DType::f32; }
 
   RmsNorm op() const {
-    return {.x = x,
+    return {.x = {x},
             .residual_in = residual_in,
             .residual_out = residual_out,
             .weight = weight,
@@ -47,6 +47,21 @@ struct Case {
   RmsNormGrad grad() const {
     return {.dy = dy, .dresidual = dresidual, .dx = dx, .dweight = dweight, .y = y_again};
   }
+  // Terms of r beside x, and the op with all of them.
+  void add_terms(uint64_t seed, int64_t align) {
+    Rng rng(seed);
+    for (int k = 1; k < kMaxAddends; ++k) {
+      const int64_t tokens = x.view().shape[0], d_model = x.view().shape[1];
+      more.emplace_back(x.view().dtype, std::initializer_list<int64_t>{tokens, d_model},
+                        d_model + 2 * align);
+      more.back().normal(rng);
+    }
+  }
+  RmsNorm sum() const {
+    RmsNorm s = op();
+    for (size_t k = 0; k < more.size(); ++k) s.x[k + 1] = more[k];
+    return s;
+  }
   bool guards_intact() const {
     for (const TestTensor* t : {&residual_out, &y, &rstd, &dresidual, &dx, &dweight, &y_again})
       if (!t->guards_intact()) return false;
@@ -54,6 +69,7 @@ struct Case {
   }
 
   TestTensor x, residual_in, residual_out, weight, y, rstd, dy, dresidual, dx, y_again, dweight;
+  std::vector<TestTensor> more;
 };
 
 ::testing::AssertionResult close_as(const TestTensor& actual, const TestTensor& oracle,
@@ -71,7 +87,7 @@ TEST(RmsNorm, ReferenceGradientsMatchDifferences) {
   from_elsewhere.copy(c.dresidual);
   c.dweight.zero();
   RmsNorm op = c.op();
-  op.x = x;
+  op.x = {x};
   rms_norm_fwd(ctx, op);
   rms_norm_bwd(ctx, op, c.grad());
   const auto objective = [&] {
@@ -187,6 +203,55 @@ TEST(RmsNorm, OptionalTensorsAndInPlace) {
 TEST(RmsNormCuda, OptionalTensorsAndInPlace) {
   on_cuda([](Context& ctx) {
     for (int64_t d_model : {37, 64, 1280}) check_optional_and_in_place(ctx, d_model);
+  });
+}
+
+// A sum has the bits of a stream that is kept after each of its terms, forward and backward, and
+// gradients those that they have elsewhere where they take the place of what they are made of.
+void check_sums(Context& ctx, int64_t tokens, int64_t d_model, DType dtype, DType residual) {
+  SCOPED_TRACE(testing::Message() << tokens << " x " << d_model << " " << name_of(dtype) << " "
+                                  << name_of(residual));
+  Case kept(dtype, residual, tokens, d_model, 3, 8), sum(dtype, residual, tokens, d_model, 3, 8);
+  for (Case* c : {&kept, &sum}) c->add_terms(5, 8);
+  rms_norm_fwd(ctx, kept.op());
+  RmsNorm op = kept.op();
+  op.residual_in = op.residual_out;
+  for (const TestTensor& x : kept.more) {
+    op.x = {x};
+    rms_norm_fwd(ctx, op);
+  }
+  rms_norm_fwd(ctx, sum.sum());
+  for (const auto member : {&Case::y, &Case::rstd, &Case::residual_out})
+    EXPECT_TRUE(bitwise_equal(sum.*member, kept.*member));
+
+  rms_norm_bwd(ctx, kept.op(), kept.grad());
+  RmsNorm lost = sum.sum();
+  lost.residual_out = {};
+  RmsNormGrad grad = sum.grad();
+  grad.y = grad.dy;
+  grad.dx = lost.x[2];
+  rms_norm_bwd(ctx, lost, grad);
+  EXPECT_TRUE(bitwise_equal(sum.dresidual, kept.dresidual));
+  EXPECT_TRUE(bitwise_equal(sum.dweight, kept.dweight));
+  EXPECT_TRUE(bitwise_equal(grad.dx, kept.dx));
+  EXPECT_TRUE(bitwise_equal(grad.y, kept.y_again));
+  EXPECT_TRUE(sum.guards_intact());
+}
+
+TEST(RmsNorm, SumsAreAsIfKept) {
+  for (const Engine* engine : {&reference_engine(), &cpu_engine()}) {
+    Context ctx(*engine, 2);
+    for (auto [dtype, residual] : kTypes)
+      for (int64_t d_model : {1, 37, 64}) check_sums(ctx, 70, d_model, dtype, residual);
+  }
+}
+
+TEST(RmsNormCuda, SumsAreAsIfKept) {
+  on_cuda([](Context& ctx) {
+    for (auto [dtype, residual] : kTypes)
+      for (auto [tokens, d_model] :
+           {std::pair<int64_t, int64_t>{300, 37}, {9000, 8}, {300, 768}, {100, 1280}, {3, 16392}})
+        check_sums(ctx, tokens, d_model, dtype, residual);
   });
 }
 
