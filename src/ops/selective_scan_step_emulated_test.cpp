@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "ops/engine.h"
+#include "ops/selective_scan_step_ahead.cuh"
 #include "ops/selective_scan_step_projected.cuh"
 #include "ops/selective_scan_step_test.h"
 
@@ -33,13 +34,37 @@ void run_on(const Step& step) {
   EXPECT_TRUE(step.guards_intact());
 }
 
+// By blocks of few channels, with a ring that holds a part of the sequences.
+template <class S>
+void run_ahead(const Step& step, emulated::Copies when, uint64_t seed) {
+  const Args a = arguments(step.op);
+  const ScanStepAheadPlan plan = plan_selective_scan_step_ahead({.tokens = a.num_seqs,
+                                                                 .num_seqs = a.num_seqs,
+                                                                 .d_inner = a.d_inner,
+                                                                 .d_state = kStates,
+                                                                 .n_groups = 1,
+                                                                 .state_bytes = sizeof(S)},
+                                                                a.dt_rank, 14, 20 << 10);
+  ASSERT_TRUE(plan.usable);
+  for (int block = 0; block < plan.groups * plan.members; ++block)
+    emulated::run({.index = 0,
+                   .blocks = 1,
+                   .threads = plan.threads + kWarp,
+                   .shared_bytes = static_cast<size_t>(plan.shared_bytes)},
+                  when, seed, [&](char* memory) {
+                    Ahead<S>(plan, a, reinterpret_cast<unsigned char*>(memory), block).run();
+                  });
+  EXPECT_TRUE(step.guards_intact());
+}
+
 // Around groups of sequences, both counts of channels, whole and half groups of dt's terms.
 const std::vector<StepCase>& shapes() {
   static const std::vector<StepCase> all = {
-      {.num_seqs = 41, .d_inner = 64, .dt_rank = 48},
+      {.num_seqs = 41, .d_inner = 128, .dt_rank = 48},
       {.num_seqs = 3, .d_inner = 128, .dt_rank = 256, .z = false},
       {.num_seqs = 32, .d_inner = 64, .dt_rank = 128, .D = false, .slots = false},
       {.num_seqs = 9, .d_inner = 64, .dt_rank = 16, .dt_bias = false},
+      {.num_seqs = 131, .d_inner = 64, .dt_rank = 80},
   };
   return all;
 }
@@ -61,6 +86,16 @@ void expect_step(DType states) {
     EXPECT_TRUE(close(few.state, expected.state.to_double(), states == DType::f32 ? 3e-4 : 3e-3));
     EXPECT_EQ(many.y.to_double(), few.y.to_double());
     EXPECT_EQ(many.state.to_double(), few.state.to_double());
+    uint64_t seed = 0;
+    for (const auto when : {emulated::Copies::at_once, emulated::Copies::late,
+                            emulated::Copies::random, emulated::Copies::random}) {
+      Step ahead(s, DType::bf16, states);
+      ahead.make_inexact();
+      ahead.op.settled = seed % 2 == 0;
+      run_ahead<S>(ahead, when, ++seed);
+      EXPECT_EQ(ahead.y.to_double(), few.y.to_double());
+      EXPECT_EQ(ahead.state.to_double(), few.state.to_double());
+    }
     if constexpr (sizeof(S) == 4) {
       Step eight(s, DType::bf16, states), eight_few(s, DType::bf16, states);
       for (Step* step : {&eight, &eight_few}) step->make_inexact();

@@ -56,8 +56,14 @@ bool scan_step_projects(Context&, const SelectiveScan& op) {
 }
 
 void launch_selective_scan_step_projected(Context& ctx, const SelectiveScan& op) {
-  const ScanStepProjectedPlan plan =
-      plan_selective_scan_step_projected(step_shape_of(op), state_of(ctx).multiprocessors);
+  const State& gpu = state_of(ctx);
+  const ScanShape shape = step_shape_of(op);
+  if (gpu.compute_major >= 9) {
+    const ScanStepAheadPlan ahead = plan_selective_scan_step_ahead(
+        shape, op.dt.shape[1], gpu.multiprocessors, static_cast<int>(gpu.shared_bytes_per_block));
+    if (ahead.faster) return launch_selective_scan_step_ahead(gpu, ahead, op);
+  }
+  const ScanStepProjectedPlan plan = plan_selective_scan_step_projected(shape, gpu.multiprocessors);
   const Args a = arguments(op);
   dispatch_f32_bf16(op.state.dtype, [&](auto tag) {
     using S = typename decltype(tag)::type;

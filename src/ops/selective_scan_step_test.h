@@ -19,6 +19,14 @@ inline void eighths(TestTensor& t, Rng& rng, int most) {
   t.values(values);
 }
 
+// Normal numbers, of which millions repeat a prime number of them.
+inline void repeated_normals(TestTensor& t, Rng& rng) {
+  std::vector<double> some(9973), values(static_cast<size_t>(t.view().size()));
+  for (double& x : some) x = rng.normal();
+  for (size_t i = 0; i < values.size(); ++i) values[i] = some[i % some.size()];
+  t.values(values);
+}
+
 struct StepCase {
   int64_t num_seqs, d_inner, dt_rank, d_state = 16;
   bool z = true, D = true, dt_bias = true, slots = true;
@@ -62,7 +70,7 @@ struct Step {
     D.normal(rng);
     dt_bias.uniform(rng, -5, -1);
     z.normal(rng);
-    state.normal(rng);
+    repeated_normals(state, rng);
     std::vector<double> places;
     for (int64_t s = 0; s < c.num_seqs; ++s)
       places.push_back(static_cast<double>(c.slots ? slots - 2 - 2 * s : s));

@@ -20,6 +20,9 @@ template <int kThreads>
 __device__ __forceinline__ void meet_first() {
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
+__device__ __forceinline__ void meet_first(int threads) {
+  asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
 
 #if __CUDA_ARCH__ >= 900
 // Arrives, and announces bytes of bulk copies.

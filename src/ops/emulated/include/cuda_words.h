@@ -15,6 +15,7 @@
 #undef __forceinline__
 #define __device__
 #define __forceinline__ inline
+#define __CUDA_ARCH__ 900
 #define __CUDA_ARCH_FEAT_SM90_ALL 1
 
 using std::max;

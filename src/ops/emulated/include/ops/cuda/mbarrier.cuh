@@ -16,6 +16,7 @@ template <int kThreads>
 void meet_first() {
   emulated::meet_in_block(1, kThreads);
 }
+inline void meet_first(int threads) { emulated::meet_in_block(1, threads); }
 inline void arrive_in_cluster() { emulated::arrive_at_cluster(); }
 inline void wait_for_cluster() { emulated::await_cluster(); }
 inline bool elect_one() { return threadIdx.x % 32 == 0; }

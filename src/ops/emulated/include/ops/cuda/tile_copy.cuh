@@ -30,6 +30,10 @@ inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier
                        [=](char* there) { std::memcpy(there, from, static_cast<size_t>(bytes)); });
 }
 
+inline void copy_bulk_once(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  copy_bulk(to, from, bytes, barrier);
+}
+
 // Reads its source when it happens.
 inline void copy_to_block(int block, uint32_t to, uint32_t from, int bytes, uint32_t barrier) {
   if (from % 16 != 0) emulated::fail("a copy that is not aligned");
