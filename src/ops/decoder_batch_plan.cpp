@@ -22,7 +22,7 @@ DecoderBatchProduct plan_product(int64_t rows, int boxes, int64_t inputs, int64_
                                  const DecoderBatchMachine& machine) {
   DecoderBatchProduct best;
   int64_t least = 0;
-  int seqs = 16;
+  int seqs = 8;
   while (seqs < num_seqs) seqs *= 2;
   for (int split = 1; split <= max_split; ++split) {
     const int64_t clusters = machine.clusters[static_cast<size_t>(split)];

@@ -30,7 +30,7 @@ inline constexpr int kDecoderBatchSharedBytes = 220 << 10;  // at most
 // part of the sequences.
 struct DecoderBatchProduct {
   int num_seqs = 0, rows = 0;  // rows: of the matrix, for each box of a cluster
-  int seqs = 0;                // of the tensor cores' tile: 16, 32, 64 or 128
+  int seqs = 0;                // of the tensor cores' tile: 8, 16, 32, 64 or 128
   int boxes = 0, box_rows = 0;
   int groups = 0;  // of kDecoderBatchGroup rows in a block, of which some may be empty
   int split = 0;
@@ -45,7 +45,7 @@ struct DecoderBatchProduct {
   int vector_bytes() const { return seqs * kDecoderBatchStep * 2; }
   // Of a block's sums of a sequence.
   int pitch() const { return kDecoderBatchGroup * groups + kDecoderBatchGap; }
-  int own_seqs() const { return (seqs + split - 1) / split; }
+  int own_seqs() const { return (num_seqs + split - 1) / split; }  // at most
   // What other blocks send a block.
   int sent_bytes() const { return (split - 1) * own_seqs() * pitch() * 4; }
   int shared_bytes() const;

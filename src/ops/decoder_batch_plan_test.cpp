@@ -13,7 +13,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 void expect_whole(const DecoderBatchProduct& p, const DecoderBatchMachine& machine, int64_t rows,
                   int64_t inputs, int64_t num_seqs) {
   EXPECT_GE(p.seqs, num_seqs);
-  EXPECT_LT(p.seqs, std::max<int64_t>(17, 2 * num_seqs));
+  EXPECT_LT(p.seqs, std::max<int64_t>(9, 2 * num_seqs));
+  EXPECT_EQ(p.num_seqs, num_seqs);
+  EXPECT_EQ(p.own_seqs(), ceil_div(num_seqs, p.split));
   // Every row is in one box, and no box is empty.
   EXPECT_GE(p.tiles * p.box_rows, rows);
   EXPECT_LT((p.tiles - 1) * p.box_rows, rows);
@@ -36,7 +38,7 @@ void expect_whole(const DecoderBatchProduct& p, const DecoderBatchMachine& machi
 TEST(DecoderBatchPlan, CoversEveryShapeItTakes) {
   int taken = 0;
   for (const DecoderBatchMachine& machine : {kH100, kSmall})
-    for (const int64_t num_seqs : {1, 5, 16, 17, 100, 128})
+    for (const int64_t num_seqs : {1, 5, 8, 9, 16, 17, 100, 128})
       for (const int64_t d_model : {128, 200, 768, 1032, 2048, 2560, 4096})
         for (const int64_t d_inner : {256, 1280, 1536, 4096, 5120, 8192})
           for (const int state_bytes : {2, 4}) {

@@ -71,8 +71,8 @@ struct BatchProduct {
     first_step = part * c.steps / c.split;
     steps = (part + 1) * c.steps / c.split - first_step;
     seq0 = first_seq(part);
-    seqs = min(first_seq(part + 1), c.num_seqs) - seq0;
-    const int own_seqs = (kSeqs + c.split - 1) / c.split;
+    seqs = first_seq(part + 1) - seq0;
+    const int own_seqs = (c.num_seqs + c.split - 1) / c.split;
     const uint32_t start = shared_address(memory);
     sums_at =
         (start + kDecoderBatchAlignment - 1) / kDecoderBatchAlignment * kDecoderBatchAlignment;
@@ -96,7 +96,7 @@ struct BatchProduct {
 
   __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  __device__ int first_seq(int of) const { return kSeqs * of / cut.split; }
+  __device__ int first_seq(int of) const { return cut.num_seqs * of / cut.split; }
 
   // Every thread; then the block meets.
   __device__ void init(const CUtensorMap& weight_map, const CUtensorMap& vector_map) const {
@@ -111,8 +111,7 @@ struct BatchProduct {
       }
     if (lane() == 0) {
       init_mbarrier(sent_full, 1);
-      arrive_and_expect(sent_full,
-                        (cut.split - 1) * (first_seq(part + 1) - first_seq(part)) * kPitch * 4);
+      arrive_and_expect(sent_full, (cut.split - 1) * seqs * kPitch * 4);
     }
     publish_mbarriers();
   }
@@ -197,10 +196,12 @@ struct BatchProduct {
   __device__ void send() const {
     const int to = lane();
     if (to >= cut.split || to == part) return;
+    const int count = first_seq(to + 1) - first_seq(to);
+    if (count == 0) return;
     const int place = part < to ? part : part - 1;
     copy_to_block(to, sent_at + static_cast<uint32_t>(place) * sent_bytes,
-                  sums_at + static_cast<uint32_t>(first_seq(to) * kPitch * 4),
-                  (first_seq(to + 1) - first_seq(to)) * kPitch * 4, sent_full);
+                  sums_at + static_cast<uint32_t>(first_seq(to) * kPitch * 4), count * kPitch * 4,
+                  sent_full);
   }
 
   // Every thread, behind its products or copies: until all parts' sums of the block's sequences are
@@ -267,7 +268,8 @@ auto kernel_of(const DecoderBatchProduct& plan, Kernels kernel) {
     return plan.groups == 1 ? kernel(seqs, std::integral_constant<int, 1>())
                             : kernel(seqs, std::integral_constant<int, 2>());
   };
-  return plan.seqs == 16   ? of(std::integral_constant<int, 16>())
+  return plan.seqs == 8    ? of(std::integral_constant<int, 8>())
+         : plan.seqs == 16 ? of(std::integral_constant<int, 16>())
          : plan.seqs == 32 ? of(std::integral_constant<int, 32>())
          : plan.seqs == 64 ? of(std::integral_constant<int, 64>())
                            : of(std::integral_constant<int, 128>());

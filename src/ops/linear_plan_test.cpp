@@ -76,7 +76,7 @@ TEST(LinearPlan, BlocksCoverEveryRowOnce) {
 }
 
 TEST(LinearPlan, SkinnyCoversEveryOutput) {
-  for (int64_t rows : {9, 32, 33, 256})
+  for (int64_t rows : {5, 8, 32, 33, 256})
     for (int64_t out : {1, 80, 160, 288}) {
       ASSERT_TRUE(LinearSkinnyPlan::fits(rows) && LinearSkinnyPlan::possible(4096, out));
       const LinearSkinnyPlan plan = LinearSkinnyPlan::make(rows, out);

@@ -31,8 +31,9 @@ const Shape kShapes[] = {{1, 1, 1},    {2, 2, 3},   {1, 15, 4},  {3, 16, 5},   {
                          {64, 65, 65}, {130, 8, 1}, {7, 4099, 5}};
 
 // Widths that are aligned for vector and matrix instructions, and that nearly are.
-const Shape kAlignedShapes[] = {{1, 64, 64},    {2, 768, 80},   {4, 40, 136},   {64, 64, 64},
-                                {200, 48, 128}, {128, 36, 128}, {1000, 80, 48}, {300, 256, 200}};
+const Shape kAlignedShapes[] = {{1, 64, 64},    {2, 768, 80},    {4, 40, 136},
+                                {64, 64, 64},   {200, 48, 128},  {128, 36, 128},
+                                {1000, 80, 48}, {300, 256, 200}, {6, 1056, 80}};
 
 enum class Rows { strided, dense };
 
