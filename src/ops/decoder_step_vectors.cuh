@@ -53,32 +53,54 @@ __device__ __forceinline__ float max_magnitude(float a, float b) {
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(m) : "f"(fabsf(a)), "f"(fabsf(b)));
   return m;
 }
-__device__ __forceinline__ float warp_max(float m) {
+// Magnitudes are in order as their bits are; those of no numbers are the largest.
+__device__ __forceinline__ float warp_max(float magnitude) {
+  return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(magnitude)));
+}
+// Of pairs of bf16, each half by itself.
+__device__ __forceinline__ uint32_t max_magnitudes(uint32_t most, uint32_t a, uint32_t b) {
+  return __vimax3_u16x2(most, a & 0x7fff7fffu, b & 0x7fff7fffu);
+}
+__device__ __forceinline__ float larger_of(uint32_t magnitudes) {
+  return __uint_as_float(max(magnitudes << 16, magnitudes & 0xffff0000u));
+}
+// from: aligned to so many floats, or to four.
+template <int kCount>
+__device__ __forceinline__ float largest_of(const float* from) {
+  constexpr int kVector = kCount < 4 ? kCount : 4;
+  uint32_t most = 0;
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) m = max_magnitude(m, __shfl_xor_sync(~0u, m, d));
-  return m;
+  for (int i = 0; i < kCount; i += kVector) {
+    const Floats<kVector> x = load_vector<kVector>(from + i);
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) most = max(most, __float_as_uint(x[k]));
+  }
+  return __uint_as_float(most);
 }
 
 // An element in units of its vector's scale, to nearest even: 256 high + low. The largest of a
 // vector has kLargestBytes, or by later rounding to bf16 a little more: |high| <= 127.
 inline constexpr float kLargestBytes = 32000;
 struct HighLow {
-  uint32_t bytes;  // high in the second byte, low in the first
+  uint32_t high, low;  // the second byte of the one, the first of the other
+  // At 1.5 * 2^23 the last bit of a float counts 1; conversions run at a quarter of the rate.
   __device__ __forceinline__ HighLow(float x, float per_scale) {
-    // At 1.5 * 2^23 the last bit of a float counts 1; conversions run at a quarter of the rate.
-    const uint32_t q = __float_as_uint(fmaf(x, per_scale, 12582912.0f));
-    bytes = ((q + 128) & 0xff00u) | (q & 0xffu);
+    high = __float_as_uint(fmaf(x, per_scale, 12582912.0f + 128.0f));
+    low = __float_as_uint(fmaf(x, per_scale, 12582912.0f));
   }
 };
 // Of four elements, two pairs of bf16: their high bytes, their low bytes.
 __device__ __forceinline__ uint2 high_low(uint32_t pair0, uint32_t pair1, float per_scale) {
   const HighLow b0(low_of(pair0), per_scale), b1(high_of(pair0), per_scale);
   const HighLow b2(low_of(pair1), per_scale), b3(high_of(pair1), per_scale);
-  const uint32_t b01 = b1.bytes << 16 | b0.bytes, b23 = b3.bytes << 16 | b2.bytes;
-  return make_uint2(__byte_perm(b01, b23, 0x7531), __byte_perm(b01, b23, 0x6420));
+  return make_uint2(
+      __byte_perm(__byte_perm(b0.high, b1.high, 0x51), __byte_perm(b2.high, b3.high, 0x51), 0x5410),
+      __byte_perm(__byte_perm(b0.low, b1.low, 0x40), __byte_perm(b2.low, b3.low, 0x40), 0x5410));
 }
 __device__ __forceinline__ float per_scale_of(float largest) {
-  return largest > 0 ? kLargestBytes / largest : 0;
+  float inverse;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(inverse) : "f"(largest));
+  return largest > 0 ? kLargestBytes * inverse : 0;
 }
 
 // Cycles from where a thread begins to await to its first look for what the others do: where
@@ -89,6 +111,17 @@ template <int kSeqs, class W>
 __device__ __forceinline__ void rest_before(int cycles, const DecoderArgs& a) {
   if constexpr (kSeqs == 1 && sizeof(W) == 1)
     if (a.streams) rest(cycles);
+}
+
+// Of 16 elements that lie in 32 bytes one lane writes the high bytes, the next one the low ones
+// (byte_words). w: a lane's eight, of bf16 pairs whose second and third have changed places; 0
+// where there are none. By the whole warp.
+__device__ __forceinline__ uint4 in_bytes(const uint4& w, float per_scale, bool is_low) {
+  const uint2 first = high_low(w.x, w.z, per_scale), second = high_low(w.y, w.w, per_scale);
+  const uint32_t give0 = is_low ? first.x : first.y, give1 = is_low ? second.x : second.y;
+  const uint32_t get0 = __shfl_xor_sync(~0u, give0, 1), get1 = __shfl_xor_sync(~0u, give1, 1);
+  return is_low ? make_uint4(get0, first.y, get1, second.y)
+                : make_uint4(first.x, get0, second.x, get1);
 }
 
 // u or y of all sequences, (num_seqs, width / 2) words of bf16 pairs from word `first_word` of a
@@ -102,52 +135,52 @@ __device__ __forceinline__ void take_vectors(const DecoderArgs& a, const Vectors
   const SeqThread<kSeqs> me;
   const bool live = me.seq < a.num_seqs;
   const int eights = live ? me.share(width / 8) : 0;  // of elements: four words
+  // Of the first of the warp, which has as many as any: eights come in pairs, a lane may have one
+  // less.
+  const int most = kBytes ? __shfl_sync(~0u, eights, 0) : eights;
   auto* const x = reinterpret_cast<uint4*>(to.x + me.seq * to.stride) + me.index;
-  float largest = 0;
+  uint32_t magnitudes = 0;
+  uint4 w[kBatch]{};
+  int first = 0;
   rest_before<kSeqs, W>(kRestForY, a);
 #pragma unroll 1
-  for (int first = 0; first < eights; first += kBatch) {
-    uint4 w[kBatch];
+  for (; first < most; first += kBatch) {
     const int word = first_word + me.seq * (width / 2) + 4 * (me.index + first * me.kThreads);
     await_fours(w, words + decoder_word_place(word), decoder_word_place(4 * me.kThreads),
                 eights - first);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (first + i >= eights) continue;
-      x[(first + i) * me.kThreads] = make_uint4(w[i].x, w[i].z, w[i].y, w[i].w);
+      w[i] = make_uint4(w[i].x, w[i].z, w[i].y, w[i].w);
+      // What becomes bytes anyhow stays where it is.
+      if (first + i < eights && (!kBytes || first + kBatch < most))
+        x[(first + i) * me.kThreads] = w[i];
       if constexpr (kBytes) {
-        const float xy = max_magnitude(max_magnitude(low_of(w[i].x), high_of(w[i].x)),
-                                       max_magnitude(low_of(w[i].y), high_of(w[i].y)));
-        const float zw = max_magnitude(max_magnitude(low_of(w[i].z), high_of(w[i].z)),
-                                       max_magnitude(low_of(w[i].w), high_of(w[i].w)));
-        largest = max_magnitude(largest, max_magnitude(xy, zw));
+        magnitudes = max_magnitudes(magnitudes, w[i].x, w[i].y);
+        magnitudes = max_magnitudes(magnitudes, w[i].z, w[i].w);
       }
     }
   }
   if constexpr (kBytes) {
-    largest = warp_max(largest);
+    float largest = warp_max(larger_of(magnitudes));
     if (me.thread % 32 == 0) to.partial[me.thread / 32] = largest;
     sync_multipliers();                            // every warp's is there
     constexpr int kWarps = kDecoderWarps / kSeqs;  // of a sequence
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i)
-      largest = max_magnitude(largest, to.partial[me.seq * kWarps + i]);
+    largest = largest_of<kWarps>(to.partial + me.seq * kWarps);
     const float per_scale = per_scale_of(largest);
-    if (me.index == 0) to.scale[me.seq] = largest / kLargestBytes;
-    // Of 16 elements that lie in 32 bytes one lane writes the high bytes, the next one the low ones
-    // (byte_words). Eights come in pairs; a lane may have one less than the first of its warp.
-    const int most = __shfl_sync(~0u, eights, 0);
-#pragma unroll 2
-    for (int i = 0; i < most; ++i) {
+    if (me.index == 0) to.scale[me.seq] = largest * (1 / kLargestBytes);
+    const bool is_low = me.index % 2 == 1;
+    const int waiting = max(first - kBatch, 0);
+#pragma unroll 1
+    for (int i = 0; i < waiting; ++i) {
       const bool there = i < eights;
-      const uint4 w = there ? x[i * me.kThreads] : make_uint4(0, 0, 0, 0);
-      const uint2 first = high_low(w.x, w.z, per_scale), second = high_low(w.y, w.w, per_scale);
-      const bool is_low = me.index % 2 == 1;
-      const uint32_t give0 = is_low ? first.x : first.y, give1 = is_low ? second.x : second.y;
-      const uint32_t get0 = __shfl_xor_sync(~0u, give0, 1), get1 = __shfl_xor_sync(~0u, give1, 1);
-      if (there)
-        x[i * me.kThreads] = is_low ? make_uint4(get0, first.y, get1, second.y)
-                                    : make_uint4(first.x, get0, second.x, get1);
+      const uint4 bytes = in_bytes(there ? x[i * me.kThreads] : uint4{}, per_scale, is_low);
+      if (there) x[i * me.kThreads] = bytes;
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (waiting + i >= most) break;
+      const uint4 bytes = in_bytes(w[i], per_scale, is_low);
+      if (waiting + i < eights) x[(waiting + i) * me.kThreads] = bytes;
     }
   }
 }
@@ -183,41 +216,43 @@ __device__ __forceinline__ void take_x_dbl(const DecoderArgs& a, float* x_dbl,
 template <int kSeqs, class W>
 class ResidualTaker {
  public:
-  // Asks for the weights of the norm.
+  // weight: of the norm.
   __device__ __forceinline__ ResidualTaker(const DecoderArgs& a, const float* weight)
       : a_(a),
         weight_(reinterpret_cast<const float4*>(weight) + me_.index),
-        fours_(me_.seq < a.num_seqs ? me_.share(a.d_model / 4) : 0) {
-    if constexpr (kEarly) {
-#pragma unroll
-      for (int i = 0; i < kFours; ++i)
-        if (i < fours_) early_[i] = weight_[i * me_.kThreads];
-    }
-  }
+        fours_(me_.seq < a.num_seqs ? me_.share(a.d_model / 4) : 0) {}
 
   __device__ __forceinline__ void take(const Vectors& to, const bf16* embedding,
                                        const ExchangedWord* words) {
     constexpr int kWarps = kDecoderWarps / kSeqs;  // of a sequence
-    float4 x[kFours] = {};
-    if (embedding)
-      read(x, embedding);
-    else
-      await(x, words);
     // In the same order for every kSeqs: fours kDecoderThreads apart, 32 neighbours as a tree, then
     // the rest.
+    Values x = {};
+    if (embedding) read(x, embedding);
     float sum[kSeqs] = {}, largest = 0;
 #pragma unroll
-    for (int i = 0; i < kFours; ++i)
-      if (i < fours_) {
-        float& s = sum[i % kSeqs];
-        s = fmaf(x[i].w, x[i].w, s);
-        s = fmaf(x[i].x, x[i].x, fmaf(x[i].y, x[i].y, fmaf(x[i].z, x[i].z, s)));
-        const float4 g = kEarly ? early_[i] : weight_[i * me_.kThreads];
-        x[i] = make_float4(x[i].x * g.x, x[i].y * g.y, x[i].z * g.z, x[i].w * g.w);
+    for (int first = 0; first < kFours; first += kBatch) {
+      if (first >= fours_) break;
+      float4 weight[kBatch] = {};  // asked for before words are awaited
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i)
+        if (first + i < fours_) weight[i] = weight_[(first + i) * me_.kThreads];
+      float4(&batch)[kBatch] = x[first / kBatch];
+      if (!embedding) await(batch, words, first);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (first + i >= fours_) break;
+        float& s = sum[(first + i) % kSeqs];
+        float4& r = batch[i];
+        s = fmaf(r.w, r.w, s);
+        s = fmaf(r.x, r.x, fmaf(r.y, r.y, fmaf(r.z, r.z, s)));
+        const float4 g = weight[i];
+        r = make_float4(r.x * g.x, r.y * g.y, r.z * g.z, r.w * g.w);
         if constexpr (kBytes)
-          largest = max_magnitude(
-              largest, max_magnitude(max_magnitude(x[i].x, x[i].y), max_magnitude(x[i].z, x[i].w)));
+          largest = max_magnitude(largest,
+                                  max_magnitude(max_magnitude(r.x, r.y), max_magnitude(r.z, r.w)));
       }
+    }
 #pragma unroll
     for (int i = 0; i < kSeqs; ++i) {
 #pragma unroll
@@ -236,11 +271,8 @@ class ResidualTaker {
     for (int i = 0; i < kDecoderWarps; ++i) total += to.partial[me_.seq * kDecoderWarps + i];
     const float rstd = rsqrtf(fmaf(total, a_.per_d_model, a_.eps));
     if constexpr (kBytes) {
-#pragma unroll
-      for (int i = 0; i < kWarps; ++i)
-        largest = max_magnitude(largest, magnitudes[me_.seq * kWarps + i]);
-      largest *= rstd;
-      if (me_.index == 0) to.scale[me_.seq] = largest / kLargestBytes;
+      largest = largest_of<kWarps>(magnitudes + me_.seq * kWarps) * rstd;
+      if (me_.index == 0) to.scale[me_.seq] = largest * (1 / kLargestBytes);
       store_bytes(to, x, rstd, per_scale_of(largest));
     } else {
       store_bf16(to, x, rstd);
@@ -250,67 +282,65 @@ class ResidualTaker {
  private:
   static constexpr int kFours = decoder_residual_fours(kSeqs);
   static constexpr bool kBytes = sizeof(W) == 1;
-  static constexpr bool kEarly = kSeqs == 1;  // weights fit into registers while words are awaited
+  static constexpr int kBatch = 4;  // fours that are awaited together
+  using Values = float4[kFours / kBatch][kBatch];
 
-  __device__ __forceinline__ void read(float4 (&x)[kFours], const bf16* embedding) const {
+  __device__ __forceinline__ void read(Values& x, const bf16* embedding) const {
     if (fours_ == 0) return;
     const bf16* row =
         embedding + static_cast<int64_t>(a_.tokens[me_.seq]) * a_.d_model + 4 * me_.index;
 #pragma unroll
-    for (int i = 0; i < kFours; ++i)
-      if (i < fours_) {
-        const Floats<4> e = load_vector<4>(row + 4 * i * me_.kThreads);
-        x[i] = make_float4(e[0], e[1], e[2], e[3]);
-      }
+    for (int i = 0; i < kFours; ++i) {
+      if (i >= fours_) break;
+      const Floats<4> e = load_vector<4>(row + 4 * i * me_.kThreads);
+      x[i / kBatch][i % kBatch] = make_float4(e[0], e[1], e[2], e[3]);
+    }
   }
-  __device__ __forceinline__ void await(float4 (&x)[kFours], const ExchangedWord* words) const {
-    constexpr int kBatch = 4;
-    rest_before<kSeqs, W>(kRestForResidual, a_);
+  // Fours from number `first` on.
+  __device__ __forceinline__ void await(float4 (&x)[kBatch], const ExchangedWord* words,
+                                        int first) const {
+    if (first == 0) rest_before<kSeqs, W>(kRestForResidual, a_);
     const ExchangedWord* const from =
         words + decoder_word_place(a_.residual + me_.seq * a_.d_model + 4 * me_.index);
+    uint4 w[kBatch];
+    await_fours(w, from + decoder_word_place(4 * first * me_.kThreads),
+                decoder_word_place(4 * me_.kThreads), fours_ - first);
 #pragma unroll
-    for (int first = 0; first < kFours; first += kBatch) {
-      if (first >= fours_) break;
-      uint4 w[kBatch];
-      await_fours(w, from + decoder_word_place(4 * first * me_.kThreads),
-                  decoder_word_place(4 * me_.kThreads), fours_ - first);
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) x[first + i] = as_floats(w[i]);
-    }
+    for (int i = 0; i < kBatch; ++i) x[i] = as_floats(w[i]);
   }
   __device__ __forceinline__ uint32_t* words_of(const Vectors& to) const {
     return reinterpret_cast<uint32_t*>(to.x + me_.seq * to.stride);
   }
-  __device__ __forceinline__ void store_bf16(const Vectors& to, const float4 (&x)[kFours],
-                                             float rstd) const {
+  __device__ __forceinline__ void store_bf16(const Vectors& to, const Values& x, float rstd) const {
     uint32_t* const words = words_of(to);
 #pragma unroll
-    for (int i = 0; i < kFours; ++i)
-      if (i < fours_) {
-        uint32_t* const word = words + bf16_words(me_.index + i * me_.kThreads);
-        word[0] = pack_bf16(x[i].x * rstd, x[i].y * rstd);
-        word[2] = pack_bf16(x[i].z * rstd, x[i].w * rstd);
-      }
+    for (int i = 0; i < kFours; ++i) {
+      if (i >= fours_) break;
+      const float4& r = x[i / kBatch][i % kBatch];
+      uint32_t* const word = words + bf16_words(me_.index + i * me_.kThreads);
+      word[0] = pack_bf16(r.x * rstd, r.y * rstd);
+      word[2] = pack_bf16(r.z * rstd, r.w * rstd);
+    }
   }
-  __device__ __forceinline__ void store_bytes(const Vectors& to, const float4 (&x)[kFours],
-                                              float rstd, float per_scale) const {
+  __device__ __forceinline__ void store_bytes(const Vectors& to, const Values& x, float rstd,
+                                              float per_scale) const {
     uint32_t* const words = words_of(to);
 #pragma unroll
-    for (int i = 0; i < kFours; ++i)
-      if (i < fours_) {
-        uint32_t* const word = words + byte_words(me_.index + i * me_.kThreads);
-        const uint2 b = high_low(pack_bf16(x[i].x * rstd, x[i].y * rstd),
-                                 pack_bf16(x[i].z * rstd, x[i].w * rstd), per_scale);
-        word[0] = b.x;
-        word[4] = b.y;
-      }
+    for (int i = 0; i < kFours; ++i) {
+      if (i >= fours_) break;
+      const float4& r = x[i / kBatch][i % kBatch];
+      uint32_t* const word = words + byte_words(me_.index + i * me_.kThreads);
+      const uint2 b =
+          high_low(pack_bf16(r.x * rstd, r.y * rstd), pack_bf16(r.z * rstd, r.w * rstd), per_scale);
+      word[0] = b.x;
+      word[4] = b.y;
+    }
   }
 
   const DecoderArgs& a_;
   const SeqThread<kSeqs> me_;
   const float4* const weight_;
   const int fours_;
-  float4 early_[kFours] = {};
 };
 
 }  // namespace krait::cuda
