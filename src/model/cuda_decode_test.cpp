@@ -389,7 +389,7 @@ bool has_batch_kernels() {
   return gpu.major == 9 && gpu.minor == 0;
 }
 
-// More than the four kernels take.
+// More than the four kernels take; in two passes, too.
 TEST(DecodeBatchCuda, ClustersAreTaken) {
   on_cuda([](Context& gpu) {
     const Engine engine = counting(gpu.engine());
@@ -397,12 +397,13 @@ TEST(DecodeBatchCuda, ClustersAreTaken) {
     for (const Case& c : cluster_cases()) {
       if (c.config.d_model > 768) continue;  // no room for so many
       const Model model = make_random_model(c.config, DType::bf16, 7, ctx.memory());
-      constexpr int64_t kSeqs = 130;
-      Decoding fused(ctx, model.weights, kSeqs, kSeqs);
-      fused.put(tokens_of(0, kSeqs, c.config));
-      own_steps = 0;
-      fused.fused();
-      EXPECT_EQ(own_steps, has_batch_kernels()) << c.name;
+      for (const int64_t num_seqs : {130, 200}) {
+        Decoding fused(ctx, model.weights, num_seqs, num_seqs);
+        fused.put(tokens_of(0, num_seqs, c.config));
+        own_steps = 0;
+        fused.fused();
+        EXPECT_EQ(own_steps, has_batch_kernels()) << c.name << ", " << num_seqs << " sequences";
+      }
     }
   });
 }
@@ -468,6 +469,38 @@ TEST(DecodeBatchCuda, NeitherPlaceNorSlotNorCompanyChangeABit) {
       for (int64_t i = 0; i < kSeqs; ++i) {
         if (i == 3) continue;
         ASSERT_EQ(other.saved(slots[static_cast<size_t>(i)]), batch.saved(kWidth - i));
+      }
+    }
+  });
+}
+
+// Each pass's sequences have their own tokens, slots and states: as those of one pass that are cut
+// into clusters alike.
+TEST(DecodeBatchCuda, PassesAreStepsOfTheirOwn) {
+  on_cuda([](Context& gpu) {
+    if (!has_batch_kernels()) return;
+    const Case c = {"130m's width", make_config(200, 768, 3)};
+    const TrainableModel model = model_on(gpu, c.config, DType::bf16);
+    constexpr int64_t kSeqs = 330, kHalf = kSeqs / 2;
+    for (const bool with_slots : {false, true}) {
+      Decoding both(gpu, model.weights(), kSeqs, 2 * kSeqs);
+      std::vector<int32_t> slots(kSeqs);
+      std::iota(slots.begin(), slots.end(), 0);
+      if (with_slots) both.use_slots(slots = mixed_slots(kSeqs));
+      std::deque<Decoding> halves;
+      for (int i = 0; i < 2; ++i) halves.emplace_back(gpu, model.weights(), kHalf, kHalf);
+      for (int step = 0; step < kBatchSteps; ++step) {
+        const std::vector<int32_t> tokens = tokens_of(step, kSeqs, c.config);
+        both.put(tokens);
+        both.fused();
+        for (int64_t i = 0; i < 2; ++i) {
+          Decoding& half = halves[static_cast<size_t>(i)];
+          half.put({tokens.begin() + i * kHalf, tokens.begin() + (i + 1) * kHalf});
+          half.fused();
+          for (int64_t s = 0; s < kHalf; ++s)
+            ASSERT_EQ(half.saved(s), both.saved(slots[static_cast<size_t>(i * kHalf + s)]))
+                << "step " << step << ", sequence " << i * kHalf + s << ", slots " << with_slots;
+        }
       }
     }
   });

@@ -1,5 +1,5 @@
-// Decoder step of many sequences through a small model on the GPU: one kernel for all layers, then
-// the norm and the head as ops.
+// Decoder step of many sequences through a small model on the GPU: one kernel for all layers,
+// again for each pass, then the norm and the head as ops.
 #include <algorithm>
 
 #include "core/error.h"
@@ -51,12 +51,26 @@ bool takes_layer(const DecoderLayer& l) {
       [](const Tensor* t) { return aligned(*t); });
 }
 
+// Of the sequences [begin, end). args: all but what differs between passes.
+void launch_pass(const State& gpu, const DecoderStep& op, int64_t begin, int64_t end,
+                 const Tensor& residual, DecoderClusterArgs& args) {
+  args.num_seqs = static_cast<int>(end - begin);
+  args.tokens = op.tokens.ptr<int32_t>() + begin;
+  args.residual = residual.slice(0, begin, end).data;
+  args.slot = op.slot ? op.slot.ptr<int32_t>() + begin : nullptr;
+  for (size_t i = 0; !op.slot && i < op.layers.size(); ++i) {
+    args.layer[i].conv = op.layers[i].conv.slice(0, begin, end).data;
+    args.layer[i].ssm = op.layers[i].ssm.slice(0, begin, end).data;
+  }
+  launch_decoder_cluster(gpu, args, op.layers[0].ssm.dtype == DType::bf16);
+}
+
 }  // namespace
 
 int64_t clusters_take(Context& ctx, const DecoderStep& op) {
   if (!many_possible(ctx, op) || !std::ranges::all_of(op.layers, takes_layer)) return 0;
   const int64_t clusters = clusters_of(state_of(ctx).shared_bytes_per_block);
-  int64_t seqs = clusters * kClusterMaxSeqs;
+  int64_t seqs = kClusterMaxPasses * clusters * kClusterMaxSeqs;
   while (seqs > 0 && !plan_of(ctx, op, seqs).usable) seqs -= clusters * kClusterOctet;
   return seqs;
 }
@@ -72,15 +86,13 @@ void decoder_cluster(Context& ctx, const DecoderStep& op) {
                          [&](const DecoderLayer& l) { return args_of(l, plan); });
   args.cut = plan;
   args.n_layer = static_cast<int>(op.layers.size());
-  args.num_seqs = static_cast<int>(num_seqs);
-  args.tokens = op.tokens.ptr<int32_t>();
-  args.slot = i32(op.slot);
   args.embedding = op.embedding.ptr<bf16>();
-  args.residual = residual.data;
   args.eps = op.norm_eps;
   args.per_d_model = 1.0f / static_cast<float>(d_model);
   args.residual_f32 = op.residual_dtype == DType::f32;
-  launch_decoder_cluster(state_of(ctx), args, op.layers[0].ssm.dtype == DType::bf16);
+  for (int64_t pass = 0; pass < plan.passes; ++pass)
+    launch_pass(state_of(ctx), op, num_seqs * pass / plan.passes,
+                num_seqs * (pass + 1) / plan.passes, residual, args);
   decoder_logits(ctx, op, residual);
 }
 

@@ -76,10 +76,19 @@ DecoderClusterPlan plan_decoder_cluster(const DecoderShape& s, int state_bytes, 
                                         size_t shared_bytes) {
   DecoderClusterPlan p;
   if (!possible(s) || clusters < 1) return p;
-  p.clusters = static_cast<int>(std::min<int64_t>(clusters, s.num_seqs));
-  const int64_t most = (s.num_seqs + p.clusters - 1) / p.clusters;
-  if (most > kClusterMaxSeqs) return p;
-  p.seqs = round_up(static_cast<int>(most), kClusterOctet);
+  const int most = clusters * kClusterMaxSeqs;  // of a pass
+  if (s.num_seqs > int64_t{kClusterMaxPasses} * most) return p;
+  const int num_seqs = static_cast<int>(s.num_seqs);
+  p.passes = ceil_div(num_seqs, most);
+  if (p.passes > (state_bytes == 2 ? kClusterMaxPassesOfBf16 : kClusterMaxPasses)) return p;
+  if (p.passes > 1) {
+    DecoderShape full = s;
+    full.num_seqs = most;
+    if (!plan_decoder_cluster(full, state_bytes, clusters, shared_bytes).usable) return p;
+  }
+  const int at_once = ceil_div(num_seqs, p.passes);
+  p.clusters = std::min(clusters, at_once);
+  p.seqs = round_up(ceil_div(at_once, p.clusters), kClusterOctet);
   p.d_model = static_cast<int>(s.d_model);
   p.d_inner = static_cast<int>(s.d_inner);
   p.channels = p.d_inner / kClusterBlocks;

@@ -21,6 +21,9 @@ inline constexpr int kClusterTiles = 2;     // of rows that a warpgroup multipli
 inline constexpr int kClusterOutSteps = 4;  // of inputs of out_proj at a time
 inline constexpr int kClusterOctet = 8;     // sequences that are sent at a time
 inline constexpr int kClusterMaxSeqs = 24;
+// Sequences that find no room at once go in passes, one behind the other: so many at most, then the
+// ops are faster, which gain more by states in bf16 (docs/kernels_cuda.md).
+inline constexpr int kClusterMaxPasses = 4, kClusterMaxPassesOfBf16 = 2;
 inline constexpr int kClusterMaxOctets = kClusterMaxSeqs / kClusterOctet;
 // Behind the copying warp: each sends what other blocks await of its octet.
 inline constexpr int kClusterSendWarps = kClusterMaxOctets;
@@ -52,11 +55,13 @@ struct DecoderClusterShared {
   int bytes = 0;
 };
 
-// Each cluster carries its own sequences through all layers: [i num_seqs / clusters, (i + 1)
-// num_seqs / clusters). Block b of a cluster owns channels [b channels, (b + 1) channels) and
+// Each cluster carries its own sequences of a pass's through all layers: [i num_seqs / clusters, (i
+// + 1) num_seqs / clusters). Block b of a cluster owns channels [b channels, (b + 1) channels) and
 // outputs (of out_proj) likewise.
 struct DecoderClusterPlan {
   bool usable = false;
+  // More than one only where clusters have room for kClusterMaxSeqs sequences each.
+  int passes = 0;
   int clusters = 0;
   int seqs = 0;                   // of a product: 8, 16 or 24
   int channels = 0, outputs = 0;  // of a block

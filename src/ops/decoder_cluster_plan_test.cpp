@@ -38,8 +38,11 @@ void expect_apart(std::vector<Range> ranges, int end) {
 void expect_whole(const DecoderClusterPlan& p, const DecoderShape& s, int state_bytes,
                   int clusters) {
   EXPECT_LE(p.clusters, clusters);
-  EXPECT_LE(p.clusters, s.num_seqs);
-  EXPECT_GE(int64_t{p.clusters} * p.seqs, s.num_seqs);
+  EXPECT_GE(p.passes, 1);
+  EXPECT_LE(p.passes, kClusterMaxPasses);
+  EXPECT_LE(int64_t{p.clusters} * p.passes, s.num_seqs);
+  // Of each pass, whose sequences are as many or one less.
+  EXPECT_GE(int64_t{p.clusters} * p.seqs, (s.num_seqs + p.passes - 1) / p.passes);
   EXPECT_EQ(p.channels * kClusterBlocks, s.d_inner);
   EXPECT_EQ(p.outputs * kClusterBlocks, s.d_model);
   EXPECT_GE(p.u_width, p.channels);
@@ -96,7 +99,7 @@ void expect_whole(const DecoderClusterPlan& p, const DecoderShape& s, int state_
 TEST(DecoderClusterPlan, CoversEveryShapeItTakes) {
   int taken = 0;
   for (const int clusters : {2, 7, 8})
-    for (const int64_t num_seqs : {1, 5, 8, 57, 112, 128, 168, 192})
+    for (const int64_t num_seqs : {1, 5, 8, 57, 112, 128, 168, 169, 336, 672})
       for (const int64_t d_model : {128, 256, 384, 512, 768, 1024})
         for (const int64_t dt_rank : {8, 40, 48, 64, 72})
           for (const int state_bytes : {2, 4}) {
@@ -129,6 +132,26 @@ TEST(DecoderClusterPlan, TakesSmallPublishedShapes) {
     EXPECT_TRUE(plan_decoder_cluster(shape(num_seqs, 1024, 64, 48), 4, 7, kSharedBytes).usable);
 }
 
+// What finds no room at once.
+TEST(DecoderClusterPlan, TakesManySequencesInPasses) {
+  const auto passes = [](int64_t num_seqs, int64_t d_model = 768, int state_bytes = 4) {
+    const DecoderClusterPlan p =
+        plan_decoder_cluster(shape(num_seqs, d_model, d_model / 16), state_bytes, 7, kSharedBytes);
+    return p.usable ? p.passes : 0;
+  };
+  EXPECT_EQ(passes(168), 1);
+  EXPECT_EQ(passes(169), 2);
+  EXPECT_EQ(passes(336), 2);
+  EXPECT_EQ(passes(337), 3);
+  EXPECT_EQ(passes(672), 4);
+  EXPECT_EQ(passes(673), 0);
+  EXPECT_EQ(passes(336, 768, 2), 2);
+  EXPECT_EQ(passes(337, 768, 2), 0);
+  // Not where a pass has room for less.
+  EXPECT_EQ(passes(112, 1024), 1);
+  for (const int64_t num_seqs : {113, 169, 224}) EXPECT_EQ(passes(num_seqs, 1024), 0);
+}
+
 TEST(DecoderClusterPlan, RefusesWhatTheKernelCannot) {
   const auto refused = [](const DecoderShape& s, int clusters = 7,
                           size_t shared_bytes = kSharedBytes) {
@@ -142,7 +165,7 @@ TEST(DecoderClusterPlan, RefusesWhatTheKernelCannot) {
     return s;
   };
   EXPECT_TRUE(refused(changed([](auto& s) { s.num_seqs = 0; })));
-  EXPECT_TRUE(refused(changed([](auto& s) { s.num_seqs = 7 * kClusterMaxSeqs + 1; })));
+  EXPECT_TRUE(refused(changed([](auto& s) { s.num_seqs = 4 * 7 * kClusterMaxSeqs + 1; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.n_layer = kClusterMaxLayers + 1; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.d_model = 776; })));
   EXPECT_TRUE(refused(changed([](auto& s) { s.d_model = 1152; })));

@@ -7,8 +7,8 @@
 
 namespace krait::cuda {
 
-// How many sequences at a time a way takes of a model that has layers; 0: not this model. It does
-// not look at how many there are, nor do a sequence's bits depend on it.
+// The most sequences that a way takes at a time of a model that has layers; 0: not this model. That
+// does not look at how many there are, nor do a sequence's bits depend on it.
 // Few, by one persistent kernel.
 int64_t persistent_takes(Context&, const DecoderStep&);
 void decoder_persistent(Context&, const DecoderStep&);
