@@ -66,6 +66,9 @@ class Ahead {
     return static_cast<S*>(p.state) + (int64_t{slots()[seq]} * p.d_inner + c0) * kStates;
   }
 
+  // The copying warp and the others, each from its own place in the code.
+  __device__ void meet_all() const { meet_first(cut.threads + kWarp); }
+
   // --- The copying warp ---
 
   __device__ void ask_for_states(int i, int seq) const {
@@ -88,7 +91,7 @@ class Ahead {
     if (elected)
       for (int seq = 0; seq < min(count, cut.ring); ++seq) ask_for_states(seq, seq);
     __syncwarp();
-    __syncthreads();  // barriers and slots are there
+    meet_all();  // barriers and slots are there
     if (p.settled) wait_for_earlier_work();
     let_next_start();
     if (!elected) return;
@@ -126,7 +129,7 @@ class Ahead {
 #pragma unroll
         for (int k = 0; k < kHeld; ++k) load_weights(weights, k, channel);
       if (first == 0) {
-        __syncthreads();  // barriers and slots are there
+        meet_all();  // barriers and slots are there
         if (p.settled) wait_for_earlier_work();
         let_next_start();
       } else {
