@@ -310,6 +310,25 @@ TEST_F(Cli, BenchesSeveralSequencesAtOnce) {
     EXPECT_GT(result[rate], 0) << rate;
 }
 
+// The CPU beside the reference: 200 tokens of three sequences are more than it reads at once.
+TEST_F(Cli, BenchComparesAModelBeforeItTimesIt) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    const ProgramResult run =
+        run_krait({"bench",   "model",       "--config", model(),     "--dtype", dtype,   "--check",
+                   "--batch", "3",           "--prompt", "200",       "--gen",   "2",     "--train",
+                   "3x40",    "--recompute", "light",    "--repeats", "1",       "--json"});
+    ASSERT_EQ(run.status, 0) << run.err;
+    const auto error = nlohmann::json::parse(run.out).at("error");
+    ASSERT_EQ(error.size(), 4u);
+    for (const auto& [what, value] : error.items())
+      EXPECT_LT(value, std::string(dtype) == "f32" ? 1e-5 : 2e-2) << dtype << " " << what;
+    EXPECT_GT(error.at("gradients"), 0);
+  }
+  const ProgramResult text = run_krait({"bench", "model", "--config", model(), "--check",
+                                        "--prompt", "5", "--gen", "0", "--train", "0"});
+  EXPECT_NE(text.out.find("relative error"), std::string::npos) << text.out;
+}
+
 TEST_F(Cli, BenchRefusesContextsBehindWhichNothingIsWritten) {
   expect_failure({"bench", "model", "--size", "10m", "--gen", "0", "--contexts", "5"}, 2,
                  {"--contexts", "--gen"});

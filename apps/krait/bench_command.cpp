@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench_model.h"
+#include "bench_parity.h"
 #include "command.h"
 #include "model/parameters.h"
 #include "ops/op_bench.h"
@@ -17,7 +18,7 @@ struct ModelBenchFlags {
   ComputeFlags compute;
   std::string size = "130m", config, train, recompute = "none";
   ModelBench bench;
-  bool json = false;
+  bool check = false, json = false;
 };
 
 // The published sizes, one that trains quickly on a CPU, and one of a large model's shape.
@@ -72,6 +73,29 @@ void print_rate(const char* name, const std::optional<ModelBenchResult::Rate>& r
   write_stdout(line);
 }
 
+nlohmann::ordered_json parity_json(const std::optional<ModelParity>& parity) {
+  if (!parity) return nullptr;
+  const auto value = [](const std::optional<double>& error) {
+    return error ? nlohmann::ordered_json(*error) : nlohmann::ordered_json(nullptr);
+  };
+  return {{"prompt", value(parity->prompt)},
+          {"decode", value(parity->decode)},
+          {"loss", value(parity->loss)},
+          {"gradients", value(parity->gradients)}};
+}
+
+void print_parity(const ModelParity& parity) {
+  char line[80];
+  for (const auto& [name, error] : {std::pair{"prompt", parity.prompt},
+                                    {"decode", parity.decode},
+                                    {"loss", parity.loss},
+                                    {"gradients", parity.gradients}}) {
+    if (!error) continue;
+    std::snprintf(line, sizeof line, "%-9s %10.1e relative error\n", name, *error);
+    write_stdout(line);
+  }
+}
+
 int run(ModelBenchFlags flags) {
   ModelBench& bench = flags.bench;
   bench.config = flags.config.empty() ? named_config(flags.size) : read_config(flags.config);
@@ -89,6 +113,8 @@ int run(ModelBenchFlags flags) {
     throw UsageError("--contexts: needs --gen, the tokens to write behind each");
   bench.recompute = recompute_from_name(flags.recompute);
   const std::unique_ptr<Context> ctx = flags.compute.make_context();
+  std::optional<ModelParity> parity;
+  if (flags.check) parity = model_parity(*flags.compute.make_context(), bench);
   const ModelBenchResult r = bench_model(*ctx, bench);
   if (flags.json) {
     const auto share = [](const auto& rate) {
@@ -116,7 +142,8 @@ int run(ModelBenchFlags flags) {
                 {"device_bytes", r.device_bytes},
                 {"prefill_of_gemm", share(r.prefill)},
                 {"decode_of_read", share(r.decode)},
-                {"train_of_gemm", share(r.train)}});
+                {"train_of_gemm", share(r.train)},
+                {"error", parity_json(parity)}});
     return 0;
   }
   char line[160];
@@ -128,6 +155,7 @@ int run(ModelBenchFlags flags) {
                 states ? ", states in " : "", states ? name_of(bench.state_dtype) : "",
                 ctx->engine().name, ctx->threads());
   write_stdout(line);
+  if (parity) print_parity(*parity);
   print_rate("prefill", r.prefill, "the GEMM rate");
   if (r.first_token_s > 0) {
     std::snprintf(line, sizeof line, "          %10.3f ms to the first token\n",
@@ -193,6 +221,9 @@ void add_model_bench(CLI::App& bench, CommandList& out) {
                    "Train with less memory, activations are computed again: none, light or full")
       ->check(CLI::IsMember({"none", "light", "full"}))
       ->capture_default_str();
+  command->add_flag("--check", flags->check,
+                    "Compare first, on the same shapes, with the CPU's results (on a CPU: with the "
+                    "reference's) for the first and last sequences");
   command
       ->add_option("--repeats", flags->bench.repeats,
                    "The best of so many runs (on a GPU: their median)")
