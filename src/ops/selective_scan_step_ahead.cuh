@@ -24,7 +24,11 @@ class Ahead {
     seq0 = block / cut.members * cut.group_seqs, count = min(cut.group_seqs, p.num_seqs - seq0);
   }
 
-  __device__ void run() { warp() * kWarp == cut.threads ? copy() : compute(); }
+  __device__ void run() {
+    init_barriers();
+    __syncthreads();  // they are there
+    warp() * kWarp == cut.threads ? copy() : compute();
+  }
 
  private:
   static constexpr int kOwn = kLaneStates<S>, kPasses = kAheadTile * kLanes<S> / kWarp;
@@ -66,8 +70,12 @@ class Ahead {
     return static_cast<S*>(p.state) + (int64_t{slots()[seq]} * p.d_inner + c0) * kStates;
   }
 
-  // The copying warp and the others, each from its own place in the code.
-  __device__ void meet_all() const { meet_first(cut.threads + kWarp); }
+  __device__ void init_barriers() const {
+    if (thread() >= cut.ring) return;
+    init_mbarrier(full(thread()), 1);
+    init_mbarrier(empty(thread()), channels / kAheadTile);
+    publish_mbarriers();
+  }
 
   // --- The copying warp ---
 
@@ -79,11 +87,6 @@ class Ahead {
 
   __device__ void copy() const {
     if (!p.settled) wait_for_earlier_work();
-    for (int i = lane(); i < cut.ring; i += kWarp) {
-      init_mbarrier(full(i), 1);
-      init_mbarrier(empty(i), channels / kAheadTile);
-    }
-    publish_mbarriers();
     for (int seq = lane(); seq < count; seq += kWarp)
       slots()[seq] = p.slot ? p.slot[seq0 + seq] : seq0 + seq;
     __syncwarp();
@@ -91,7 +94,6 @@ class Ahead {
     if (elected)
       for (int seq = 0; seq < min(count, cut.ring); ++seq) ask_for_states(seq, seq);
     __syncwarp();
-    meet_all();  // barriers and slots are there
     if (p.settled) wait_for_earlier_work();
     let_next_start();
     if (!elected) return;
@@ -129,7 +131,6 @@ class Ahead {
 #pragma unroll
         for (int k = 0; k < kHeld; ++k) load_weights(weights, k, channel);
       if (first == 0) {
-        meet_all();  // barriers and slots are there
         if (p.settled) wait_for_earlier_work();
         let_next_start();
       } else {
@@ -248,7 +249,6 @@ class Ahead {
                        const Floats<kOwn> (&A)[kPasses]) const {
     const int n = lane() % kLanes<S> * kOwn;
     const Floats<kOwn> B = load_vector<kOwn>(BC(s) + n), C = load_vector<kOwn>(BC(s) + kStates + n);
-    S* const to = states(seq);
     float step[kPasses], du[kPasses];
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {
@@ -257,6 +257,7 @@ class Ahead {
       du[pass] = step[pass] * load_vector<1>(u(s) + channel)[0];
     }
     wait_for_phase(full(i), turn);
+    S* const to = states(seq);  // its slot was there before its states were asked for
     Floats<kOwn> h[kPasses];
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass)
