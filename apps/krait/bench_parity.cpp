@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "bench_prompts.h"
-#include "core/convert.h"
 #include "core/error.h"
 #include "model/init.h"
 #include "ops/op_parity.h"
@@ -15,8 +14,10 @@
 namespace krait {
 namespace {
 
-constexpr int64_t kTokens = 512;  // of a sequence, at most: so many the CPU reads in a second
-constexpr int64_t kRows = 8;      // whose logits are compared, the last ones of these
+// Tokens of a sequence that are compared, at most: what a CPU reads, or learns from, in some
+// seconds.
+constexpr int64_t kTokens = 512, kTrainedTokens = 128;
+constexpr int64_t kRows = 8;  // whose logits are compared, the last ones of these
 constexpr int64_t kSteps = 4;
 
 // Numbers of the first and the last of so many sequences.
@@ -24,16 +25,12 @@ std::vector<int64_t> ends(int64_t sequences) {
   return sequences == 1 ? std::vector<int64_t>{0} : std::vector<int64_t>{0, sequences - 1};
 }
 
+// Of f32.
 std::vector<double> received(Context& ctx, const Tensor& t) {
   ctx.engine().synchronize(ctx);
-  Tensor copy = t;
-  const Buffer memory(t.bytes());
-  ctx.memory().download(memory.data(), t.data, t.bytes());
-  copy.data = memory.data();
-  std::vector<double> values(static_cast<size_t>(t.size()));
-  for (int64_t i = 0; i < t.size(); ++i)
-    values[static_cast<size_t>(i)] = static_cast<double>(copy.ptr<float>()[i]);
-  return values;
+  std::vector<float> values(static_cast<size_t>(t.size()));
+  ctx.memory().download(values.data(), t.data, t.bytes());
+  return {values.begin(), values.end()};
 }
 
 void append(std::vector<double>& to, const std::vector<double>& more) {
@@ -171,7 +168,7 @@ class Training {
 
 void compare_training(Context& ctx, Context& expected, const ModelBench& bench,
                       ModelParity& parity) {
-  const int64_t checked = std::min(bench.train_length, kTokens);
+  const int64_t checked = std::min(bench.train_length, kTrainedTokens);
   std::vector<int64_t> all(static_cast<size_t>(bench.train_batch));
   std::iota(all.begin(), all.end(), int64_t{0});
   ParameterStore masters(bench.config);
@@ -204,7 +201,8 @@ ModelParity model_parity(Context& ctx, const ModelBench& bench) {
   if (bench.prompt > 0 || bench.gen > 0) {
     const Model model =
         make_random_model(bench.config, bench.dtype, /*seed=*/0, ctx.memory(), bench.quantization);
-    const Model same = copy_model(model, host_memory());
+    const Model same =
+        make_random_model(bench.config, bench.dtype, /*seed=*/0, host_memory(), bench.quantization);
     const Pair pair = {ctx, expected, model.weights, same.weights};
     if (bench.prompt > 0) parity.prompt = prompt_error(pair, bench);
     if (bench.gen > 0) parity.decode = decode_error(pair, bench);

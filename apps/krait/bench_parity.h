@@ -13,7 +13,7 @@ namespace krait {
 struct ModelParity {
   std::optional<double> prompt;     // logits behind some of the first 512 tokens
   std::optional<double> decode;     // logits behind four steps
-  std::optional<double> loss;       // of the first 512 tokens, in training
+  std::optional<double> loss;       // of the first 128 tokens, in training
   std::optional<double> gradients;  // of these tokens' loss, the largest of any parameter
 };
 
