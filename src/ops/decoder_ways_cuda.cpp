@@ -18,8 +18,8 @@ struct Way {
 // With batch_invariant the same for any number of sequences. Else the fastest, of all at once: a
 // second time would read the weights again.
 Way way_of(Context& ctx, const DecoderStep& op) {
-  if (op.layers.empty()) return {};
   const int64_t num_seqs = op.tokens.shape[0];
+  if (op.layers.empty() || num_seqs == 0) return {};
   const auto suits = [&](int64_t takes) {
     return takes > 0 && (ctx.batch_invariant || num_seqs <= takes);
   };

@@ -13,7 +13,10 @@ void check_residual(const Tensor& r, const char* name, const Tensor& like, int64
 }
 
 void check_addends(const RmsNorm& op, DType type, int64_t tokens, int64_t d_model) {
-  for (const Tensor& x : op.x) check_optional(x, "x", type, {tokens, d_model});
+  for (size_t k = 0; k < op.x.size(); ++k) {
+    check_optional(op.x[k], "x", type, {tokens, d_model});
+    KRAIT_CHECK(!op.x[k] || k == 0 || op.x[k - 1], "an x behind none");
+  }
 }
 
 }  // namespace

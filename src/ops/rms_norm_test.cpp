@@ -302,6 +302,10 @@ TEST(RmsNorm, EntryRefusesWrongArguments) {
   op = c.op();
   op.rstd = {};
   EXPECT_THROW(rms_norm_bwd(ctx, op, c.grad()), CheckFailure);
+  op = c.op();
+  op.x = {Tensor(), c.x};  // which nobody would add
+  EXPECT_THROW(rms_norm_fwd(ctx, op), CheckFailure);
+  EXPECT_THROW(rms_norm_bwd(ctx, op, c.grad()), CheckFailure);
 }
 
 }  // namespace
