@@ -214,6 +214,32 @@ TEST(ModelCuda, LongSequencesGoInStages) {
   });
 }
 
+// With batch_invariant neither what a sequence is packed with nor how many rows there are changes a
+// bit: on both sides of what layouts and tiles are chosen by, and in segments.
+TEST(ModelCuda, BatchInvariantSequencesHaveBitsOfTheirOwn) {
+  on_cuda([](Context& gpu) {
+    gpu.batch_invariant = true;
+    std::vector<Config> all = configs();
+    all.push_back(make_config(200, 512, 2));  // rows whose norm several threads or warps add up
+    for (const Config& config : all)
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        Sequences sequences = sequences_of(config);
+        sequences.push_back(random_tokens(4500, config.vocab_size, 39));
+        const Inference together = infer(gpu, config, dtype, sequences);
+        Inference apart;
+        for (const auto& s : sequences) {
+          const Inference alone = infer(gpu, config, dtype, {s});
+          for (const auto member : {&Inference::logits, &Inference::conv, &Inference::ssm})
+            (apart.*member)
+                .insert((apart.*member).end(), (alone.*member).begin(), (alone.*member).end());
+        }
+        EXPECT_EQ(together.logits, apart.logits) << config.d_model << " " << name_of(dtype);
+        EXPECT_EQ(together.conv, apart.conv) << config.d_model << " " << name_of(dtype);
+        EXPECT_EQ(together.ssm, apart.ssm) << config.d_model << " " << name_of(dtype);
+      }
+  });
+}
+
 // Token by token behind a prompt. Sums in another order, which some roundings turn into a unit of
 // bf16.
 TEST(ModelCuda, StatesInBf16GiveTheCpusLogits) {

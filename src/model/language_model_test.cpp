@@ -92,6 +92,37 @@ TEST_P(LanguageModel, PackedSequencesDoNotSeeEachOther) {
   EXPECT_TRUE(close(next, expected, tolerance));
 }
 
+// With batch_invariant to the bit: logits, losses, states, and the next token's logits.
+TEST_P(LanguageModel, BatchInvariantSequencesHaveBitsOfTheirOwn) {
+  ctx.batch_invariant = true;
+  config.d_model = 96;  // wide enough for products that choose their tiles by the number of rows
+  config.d_inner = 192;
+  model = random_trainable(ctx, config, GetParam().dtype);
+  const auto values = [&](const std::vector<std::vector<int32_t>>& sequences) {
+    const auto count = static_cast<int64_t>(sequences.size());
+    const Packed input = packed(sequences);
+    DecodeState state(config, count, full);
+    std::vector<std::vector<double>> all = {logits_of(ctx, model.weights(), input.view(), &state)};
+    const OwnedTensor loss(full, {input.tokens->shape[0]});
+    score(ctx, model.weights(), input.view(), input.tokens, nullptr, loss);
+    const OwnedTensor next(full, {count, config.vocab_size});
+    decode(ctx, model.weights(), tensor_of(std::vector<int32_t>(sequences.size(), 3)), {}, state,
+           next);
+    for (const Tensor& t : {loss.view(), next.view(), state.conv(2), state.ssm(2)})
+      all.push_back(to_double(t));
+    return all;
+  };
+  std::vector<std::vector<int32_t>> sequences;
+  for (int64_t length : {5, 1, 70, 2, 33})
+    sequences.push_back(random_tokens(length, config.vocab_size, static_cast<uint64_t>(length)));
+  std::vector<std::vector<double>> apart(5);
+  for (const auto& s : sequences) {
+    const auto alone = values({s});
+    for (size_t i = 0; i < apart.size(); ++i) append(apart[i], alone[i]);
+  }
+  EXPECT_EQ(values(sequences), apart);
+}
+
 // Stages of ten tokens, which cut sequences anywhere, four at a time; one after the other, and in
 // contexts of their own.
 TEST_P(LanguageModel, StagesThroughTheLayersGiveTheSame) {

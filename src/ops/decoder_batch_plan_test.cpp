@@ -74,6 +74,25 @@ TEST(DecoderBatchPlan, RefusesWhatTheKernelsCannot) {
   EXPECT_FALSE(plan_decoder_batch({8, 768, 1536}, {}).usable);           // no clusters
 }
 
+// Where it takes many, it takes any number below.
+TEST(DecoderBatchPlan, WhatTakesManyTakesFewer) {
+  int shapes = 0;
+  for (const DecoderBatchMachine& machine : {kH100, kSmall})
+    for (const int64_t d_model : {128, 200, 768, 1032, 2048, 2560, 4096})
+      for (const int64_t d_inner : {256, 1280, 1536, 4096, 5120, 8192})
+        for (const int state_bytes : {2, 4}) {
+          const auto usable = [&](int64_t num_seqs) {
+            return plan_decoder_batch({num_seqs, d_model, d_inner, state_bytes}, machine).usable;
+          };
+          int64_t most = kDecoderBatchMaxSeqs;
+          while (most > 0 && !usable(most)) --most;
+          shapes += most > 0;
+          for (int64_t num_seqs = 1; num_seqs < most; ++num_seqs)
+            EXPECT_TRUE(usable(num_seqs)) << num_seqs << " x " << d_model << " x " << d_inner;
+        }
+  EXPECT_GT(shapes, 50);
+}
+
 // A sequence's bits do not depend on how many there are.
 TEST(DecoderBatchPlan, CutsTheInputsAlikeForAnyNumberOfSequences) {
   for (const int64_t d_model : {768, 2048, 2560}) {

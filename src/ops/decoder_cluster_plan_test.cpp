@@ -152,6 +152,21 @@ TEST(DecoderClusterPlan, TakesManySequencesInPasses) {
   for (const int64_t num_seqs : {113, 169, 224}) EXPECT_EQ(passes(num_seqs, 1024), 0);
 }
 
+TEST(DecoderClusterPlan, WhatTakesManyTakesFewer) {
+  for (const int64_t d_model : {128, 384, 768, 1024})
+    for (const int state_bytes : {2, 4}) {
+      const auto usable = [&](int64_t num_seqs) {
+        return plan_decoder_cluster(shape(num_seqs, d_model, 48), state_bytes, 7, kSharedBytes)
+            .usable;
+      };
+      int64_t most = 7 * kClusterMaxPasses * kClusterMaxSeqs;
+      while (most > 0 && !usable(most)) --most;
+      EXPECT_GT(most, 100) << d_model;
+      for (int64_t num_seqs = 1; num_seqs < most; ++num_seqs)
+        EXPECT_TRUE(usable(num_seqs)) << num_seqs << " x " << d_model << ", " << state_bytes;
+    }
+}
+
 TEST(DecoderClusterPlan, RefusesWhatTheKernelCannot) {
   const auto refused = [](const DecoderShape& s, int clusters = 7,
                           size_t shared_bytes = kSharedBytes) {
