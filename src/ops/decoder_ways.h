@@ -7,9 +7,10 @@
 
 namespace krait::cuda {
 
-// The most sequences that a way takes at a time of a model that has layers; 0: not this model. That
-// does not look at how many there are, nor do a sequence's bits depend on it.
-// Few, by one persistent kernel.
+// The most sequences that a way takes at a time of a model that has layers, and any number below;
+// 0: not this model. That does not look at how many there are, nor do a sequence's bits depend on
+// it. There is at least one.
+// Few, by one persistent kernel, which is another one for one (and takes it alone).
 int64_t persistent_takes(Context&, const DecoderStep&);
 void decoder_persistent(Context&, const DecoderStep&);
 // Many through a small model: one kernel, in which each cluster of blocks carries its own sequences

@@ -1,7 +1,7 @@
-// Linear on a GPU: one token by linear_matvec where it is faster, else by linear_tiles or gemm
-// (cuBLASLt), bias and its gradient by linear_kernels.cu. Weights in 8 bits: one token by
-// linear_matvec, some by linear_int8_tiles, for many the weights are widened. With batch_invariant
-// all by linear_tiles, or linear_matvec where that cannot.
+// Linear on a GPU: one token by linear_matvec where it is faster, else by linear_skinny,
+// linear_tiles or gemm (cuBLASLt), bias and its gradient by linear_kernels.cu. Weights in 8 bits:
+// one token by linear_matvec, some by linear_int8_tiles, for many the weights are widened. With
+// batch_invariant all by linear_tiles, or linear_matvec where that cannot.
 #include <algorithm>
 
 #include "ops/cuda/gemm.h"

@@ -1,4 +1,5 @@
-// What the linear layer needs besides matrix products. Used by linear_cuda.cpp only.
+// What the linear layer needs besides cuBLASLt. Used by linear_cuda.cpp, and by
+// decoder_batch_cuda.cu for x_proj.
 #pragma once
 
 #include "ops/cuda/arguments.h"

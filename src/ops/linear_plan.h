@@ -74,7 +74,7 @@ struct LinearInt8TilesPlan {
   int64_t output_blocks = 0, token_blocks = 0;  // grid x and y
 
   // How many blocks of tokens read the weights before it is faster to widen them in memory, for
-  // products by cuBLASLt.
+  // products by linear_tiles or cuBLASLt.
   static constexpr int64_t kMaxTokenBlocks = 2;
   // Without tiles: up to here linear_matvec is faster than that.
   static constexpr int64_t kMatvecTokens = 16;

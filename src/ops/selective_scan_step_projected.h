@@ -1,4 +1,4 @@
-// A step of the scan that does dt_proj's product itself. Used by selective_scan_step_cuda.cu only.
+// A step of the scan that does dt_proj's product itself. Used by selective_scan_step*_cuda.cu only.
 #pragma once
 
 #include "ops/selective_scan.h"

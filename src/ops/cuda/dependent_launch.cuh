@@ -62,7 +62,8 @@ int clusters_at_once(Kernel kernel, const LaunchShape& shape) {
   return 0;
 }
 
-// The kernel calls wait_for_earlier_work in every thread.
+// The kernel calls wait_for_earlier_work in every thread that reads or writes what other kernels
+// do, and in some of every block, so that it does not end before the work before it.
 template <class... Parameters, class... Arguments>
 void launch_dependent(const State& gpu, const char* name, void (*kernel)(Parameters...),
                       const LaunchShape& shape, Arguments&&... arguments) {
