@@ -24,8 +24,8 @@ class Context {
   Memory& memory() const;  // where the engine's tensors live
   Arena& workspace() { return workspace_; }
 
-  // Linear algebra whose result for a row does not depend on how many rows there are
-  // (docs/numerics.md); slower.
+  // Products, norms and decoder steps whose result for a row does not depend on how many rows there
+  // are (docs/numerics.md); slower.
   bool batch_invariant = false;
 
   // Pieces of work that do not depend on each other, work(context, i) for i in [0, count). Where

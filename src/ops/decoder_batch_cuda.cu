@@ -46,12 +46,13 @@ __global__ void __launch_bounds__(kThreads)
   squares[seq] = sum;
 }
 
-DecoderBatchPlan plan_of(const DecoderStep& op, int64_t num_seqs) {
+DecoderBatchPlan plan_of(const Context& ctx, const DecoderStep& op, int64_t num_seqs) {
   static const DecoderBatchMachine machine = decoder_batch_machine();
   return plan_decoder_batch({.num_seqs = num_seqs,
                              .d_model = op.norm_f.shape[0],
                              .d_inner = op.layers[0].D.shape[0],
-                             .state_bytes = static_cast<int>(size_of(op.layers[0].conv.dtype))},
+                             .state_bytes = static_cast<int>(size_of(op.layers[0].conv.dtype)),
+                             .any_width = ctx.batch_invariant},
                             machine);
 }
 
@@ -179,13 +180,13 @@ int64_t batch_takes(Context& ctx, const DecoderStep& op) {
   }
   if (!aligned(op.norm_f) || !scan_projects(op)) return 0;
   int64_t seqs = kDecoderBatchMaxSeqs;
-  while (seqs > 0 && !plan_of(op, seqs).usable) seqs /= 2;
+  while (seqs > 0 && !plan_of(ctx, op, seqs).usable) seqs /= 2;
   return seqs;
 }
 
 void decoder_batch(Context& ctx, const DecoderStep& op) {
   const Arena::Scope scope(ctx.workspace());
-  const DecoderBatchPlan plan = plan_of(op, op.tokens.shape[0]);
+  const DecoderBatchPlan plan = plan_of(ctx, op, op.tokens.shape[0]);
   KRAIT_CHECK(plan.usable);
   const Activations a(ctx, op, plan);
   embed(ctx, op, a);

@@ -76,7 +76,7 @@ DecoderBatchPlan plan_decoder_batch(const DecoderBatchShape& s,
   DecoderBatchPlan plan;
   if (s.num_seqs < 1 || s.num_seqs > kDecoderBatchMaxSeqs || s.d_model % 8 != 0 ||
       s.d_inner % 8 != 0 || s.d_model >= int64_t{1} << 24 || s.d_inner >= int64_t{1} << 24 ||
-      (s.d_model > kMaxWidth && s.state_bytes == 4))
+      (s.d_model > kMaxWidth && s.state_bytes == 4 && !s.any_width))
     return plan;
   plan.in =
       plan_product(s.d_inner, 2, s.d_model, s.num_seqs, 3 * s.state_bytes, kMaxInSplit, machine);

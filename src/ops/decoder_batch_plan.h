@@ -9,7 +9,8 @@ namespace krait::cuda {
 
 struct DecoderBatchShape {
   int64_t num_seqs, d_model, d_inner;
-  int state_bytes = 4;  // of an element of the convolution's states
+  int state_bytes = 4;     // of an element of the convolution's states
+  bool any_width = false;  // also where the ops are faster
 };
 
 inline constexpr int kDecoderBatchMaxSeqs = 128;
