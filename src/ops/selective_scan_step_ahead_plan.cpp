@@ -6,9 +6,11 @@ namespace krait::cuda {
 namespace {
 
 constexpr int kMaxGroups = 4;  // of which each block has many channels, and as many warps
-// Less than so many (channel, sequence) pairs a multiprocessor, or so many channels a block, or a
-// shorter ring, and many small blocks are as fast or faster.
-constexpr int kLeastPairs = 2400, kLeastPairsBf16 = 4600, kLeastChannels = 96, kLeastRing = 3;
+// Less than so many (channel, sequence) pairs a multiprocessor, where a block has few channels or
+// states are in bf16 more, or so many channels a block, or a shorter ring, and many small blocks
+// are as fast or faster.
+constexpr int kLeastPairs = 2400, kLeastPairsElse = 4600, kManyChannels = 160;
+constexpr int kLeastChannels = 96, kLeastRing = 3;
 
 int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int round_up(int64_t a, int b) { return static_cast<int>(quotient_up(a, b) * b); }
@@ -58,7 +60,8 @@ ScanStepAheadPlan plan_selective_scan_step_ahead(const ScanShape& s, int64_t dt_
   p.state_bytes = p.channels * kProjectedStates * s.state_bytes;
   place(p, shared_bytes);
   p.usable = p.ring >= std::min(p.group_seqs, 2);
-  const int64_t least = s.state_bytes == 4 ? kLeastPairs : kLeastPairsBf16;
+  const bool soon = s.state_bytes == 4 && p.channels >= kManyChannels;
+  const int64_t least = soon ? kLeastPairs : kLeastPairsElse;
   p.faster = p.usable && p.channels >= kLeastChannels && p.ring >= kLeastRing &&
              s.num_seqs * s.d_inner >= least * multiprocessors;
   return p;
