@@ -159,7 +159,9 @@ int run(const TrainFlags& flags) {
     throw;
   }
   display.clear();
-  write_file_atomic(std::filesystem::path(flags.out) / "report.html", report_html({flags.out}));
+  const std::filesystem::path report = std::filesystem::path(flags.out) / "report.html";
+  if (result.logged || !std::filesystem::exists(report))
+    write_file_atomic(report, report_html({flags.out}));
   if (result.interrupted)
     display.line("interrupted after step " + std::to_string(result.step) +
                  "; --resume auto continues");

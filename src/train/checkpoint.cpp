@@ -264,8 +264,10 @@ void export_model(const fs::path& checkpoint, const fs::path& run_folder) {
   if (error) throw Error("cannot create the folder: " + error.message(), model.string());
   for (const char* name :
        {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
-    if (fs::exists(checkpoint / name))
-      write_file_atomic(model / name, MappedFile(checkpoint / name).text());
+    if (!fs::exists(checkpoint / name)) continue;
+    const MappedFile file(checkpoint / name);
+    if (!fs::exists(model / name) || MappedFile(model / name).text() != file.text())
+      write_file_atomic(model / name, file.text());
   }
 }
 

@@ -60,7 +60,8 @@ std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& run_fol
 void load_checkpoint(const Checkpoint& checkpoint, TrainableModel& model, Moments& moments,
                      DecodeState* stream_state);
 
-// Copies what generation needs of a checkpoint to run_folder/model. Throws Error.
+// Copies what generation needs of a checkpoint to run_folder/model; files that are there already
+// are left alone. Throws Error.
 void export_model(const std::filesystem::path& checkpoint, const std::filesystem::path& run_folder);
 
 // Renames checkpoints of steps after `step` to abandoned-step-N: a run that goes on from `step`

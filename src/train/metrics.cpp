@@ -18,18 +18,23 @@ double wall_time() {
 // nlohmann writes non-finite numbers as null and doubles so that they read back to the same bits.
 std::string line_of(const nlohmann::ordered_json& object) { return object.dump() + "\n"; }
 
-void keep_until(const std::filesystem::path& path, int64_t last_step, bool over) {
-  std::string kept;
-  if (last_step > 0) {
-    std::ifstream in(path);
-    for (std::string line; std::getline(in, line);) {
-      const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-      if (!object.is_object() || !object.contains("step") || !object["step"].is_number()) continue;
-      const double beyond = object["step"].get<double>() - static_cast<double>(last_step);
-      if (beyond > 0 || (over && beyond == 0 && object.contains("val_loss"))) continue;
-      kept += line + "\n";
-    }
+// f(line, its object) for each line that has a step.
+template <class F>
+void each_line(const std::filesystem::path& path, F&& f) {
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) {
+    const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (object.is_object() && object.contains("step") && object["step"].is_number())
+      f(line, object);
   }
+}
+
+void keep_until(const std::filesystem::path& path, int64_t last_step) {
+  std::string kept;
+  if (last_step > 0)
+    each_line(path, [&](const std::string& line, const nlohmann::json& object) {
+      if (object["step"].get<double>() <= static_cast<double>(last_step)) kept += line + "\n";
+    });
   write_file_atomic(path, kept);
 }
 
@@ -59,11 +64,18 @@ std::string to_json(const EvalMetrics& m) {
   return line_of(line);
 }
 
-MetricsWriter::MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step,
-                             bool over)
-    : tensorboard_(run_folder / "tb", resume_step > 0 ? resume_step + (over ? 0 : 1) : 0) {
+bool validation_logged(const std::filesystem::path& run_folder, int64_t step) {
+  bool found = false;
+  each_line(run_folder / "metrics.jsonl", [&](const std::string&, const nlohmann::json& object) {
+    found = found || (object["step"] == step && object.contains("val_loss"));
+  });
+  return found;
+}
+
+MetricsWriter::MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step)
+    : tensorboard_(run_folder / "tb", resume_step > 0 ? resume_step + 1 : 0) {
   const auto path = run_folder / "metrics.jsonl";
-  keep_until(path, resume_step, over);
+  keep_until(path, resume_step);
   file_.emplace(path);
 }
 

@@ -34,14 +34,15 @@ struct EvalMetrics {
 std::string to_json(const StepMetrics& m);  // with the newline
 std::string to_json(const EvalMetrics& m);
 
+// Whether the run's metrics.jsonl has a validation of this step.
+bool validation_logged(const std::filesystem::path& run_folder, int64_t step);
+
 // metrics.jsonl and tb/ of a run folder.
 class MetricsWriter {
  public:
   // resume_step: lines of later steps, left by a run that went on after its last checkpoint, are
   // dropped, and so is an incomplete last line. 0: a new run; an existing metrics.jsonl is emptied.
-  // over: the run had ended at resume_step; its last validation is made once more, so that line is
-  // dropped too.
-  MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step, bool over = false);
+  MetricsWriter(const std::filesystem::path& run_folder, int64_t resume_step);
 
   void write(const StepMetrics& m);
   void write(const EvalMetrics& m);

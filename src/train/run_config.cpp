@@ -33,6 +33,7 @@ Limits one_of(std::vector<std::string_view> choices) { return {0, 0, false, std:
 struct Key {
   const char *section, *name, *meaning;
   bool fixed = true;
+  bool in_digest = true;  // of those that are fixed
   std::string full() const { return std::string(section) + "." + name; }
 };
 
@@ -119,10 +120,10 @@ void visit_train_keys(Config& c, Visitor&& v) {
     t.save_every, from(0));
   v(Key{"train", "keep_last", "checkpoints kept", false}, t.keep_last, from(1, 1e6));
   v(Key{"train", "log_every", "steps between lines of metrics.jsonl", false}, t.log_every, from(1));
-  v(Key{"train", "seed", "of the initial weights", false}, t.seed, from(0));
+  v(Key{"train", "seed", "of the initial weights", true, false}, t.seed, from(0));
   v(Key{"train", "device", "where to compute: cpu or cuda", false}, t.device,
     one_of({"cpu", "cuda"}));
-  v(Key{"train", "dtype", "of activations and matrix products: f32 or bf16", false}, t.dtype,
+  v(Key{"train", "dtype", "of activations and matrix products: f32 or bf16", true, false}, t.dtype,
     one_of({"f32", "bf16"}));
   v(Key{"train", "recompute",
         "what the backward pass computes again, for less memory and the same bits: none, light or "
@@ -487,9 +488,23 @@ std::string write_run_config(const RunConfig& config) {
 uint32_t run_config_digest(const RunConfig& config) {
   Crc32c crc;
   visit_keys(config, [&](const Key& key, const auto& value, const Limits&) {
-    if (key.fixed) crc.update(key.full() + "=" + to_text(value) + "\n");
+    if (key.fixed && key.in_digest) crc.update(key.full() + "=" + to_text(value) + "\n");
   });
   return crc.value();
+}
+
+void check_resumable(const RunConfig& config, const std::filesystem::path& file) {
+  RunConfig run;  // as written: there is nothing to resolve
+  apply_table(run, parse_toml(MappedFile(file).text(), file.string()), file.string());
+  std::map<std::string, std::string> kept;
+  visit_keys(run, [&](const Key& key, const auto& value, const Limits&) {
+    if (key.fixed) kept[key.full()] = to_text(value);
+  });
+  visit_keys(config, [&](const Key& key, const auto& value, const Limits&) {
+    if (key.fixed && kept.at(key.full()) != to_text(value))
+      throw Error(key.full() + " cannot change when a run is resumed", file.string(),
+                  kept.at(key.full()) + " as the run has", to_text(value));
+  });
 }
 
 }  // namespace krait

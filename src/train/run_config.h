@@ -92,4 +92,9 @@ std::string write_run_config(const RunConfig& config);
 // on purpose.
 uint32_t run_config_digest(const RunConfig& config);
 
+// Throws Error, naming the key, where `config` differs from the run that wrote `file` (its
+// config.toml) in what a resumed run must keep: what the digest is of, the initialization's seed
+// and the type it computes in.
+void check_resumable(const RunConfig& config, const std::filesystem::path& file);
+
 }  // namespace krait

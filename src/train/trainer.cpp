@@ -83,7 +83,8 @@ struct Trainer::Run {
   Learner learner;
   std::optional<DecodeState> stream_state;
   TrainerState state;
-  std::optional<MetricsWriter> metrics;
+  std::optional<MetricsWriter> metrics;  // none: nothing is left to record
+  bool untouched = false;                // nothing is written into the folder
   std::optional<EvalMetrics> validation;
   fs::path checkpoint;
   Batch batch;
@@ -123,6 +124,7 @@ struct Trainer::Run {
   }
 
   void begin(const std::string& resume);
+  bool open_finished();
   void resume_from(const Checkpoint& from);
   double learning_rate() const;
   void begin_step();
@@ -152,12 +154,28 @@ void Trainer::Run::begin(const std::string& resume) {
     copy_parameters(config.model.init_from, learner.model());
     learner.masters_changed();
   }
+  if (from && open_finished()) return;
   abandon_checkpoints(folder.path(), state.step);
   state.config_digest = run_config_digest(config);
   state.text_digest = text.digest;
   write_file_atomic(folder.path() / "config.toml", write_run_config(config));
-  metrics.emplace(folder.path(), state.step,
-                  /*over=*/config.train.steps > 0 && state.step >= config.train.steps);
+  metrics.emplace(folder.path(), state.step);
+}
+
+// Whether the folder's own run has nothing left to train. Its config.toml then stays that of the
+// steps that were made; asked for again as it is there, a run that was killed at its end gets what
+// it lacks.
+bool Trainer::Run::open_finished() {
+  const fs::path file = folder.path() / "config.toml";
+  const bool over = (config.train.steps > 0 && state.step >= config.train.steps) ||
+                    (config.train.seconds > 0 && elapsed_before >= config.train.seconds);
+  if (!over || !fs::exists(file)) return false;
+  untouched = MappedFile(file).text() != write_run_config(config);
+  const bool validates = text.validation.predictions() > 0;
+  if (!untouched && validates && !validation_logged(folder.path(), state.step))
+    metrics.emplace(folder.path(), state.step);
+  log("nothing is left to train after step " + std::to_string(state.step));
+  return true;
 }
 
 void Trainer::Run::resume_from(const Checkpoint& from) {
@@ -165,6 +183,9 @@ void Trainer::Run::resume_from(const Checkpoint& from) {
     throw Error(std::string(what) + " of the checkpoint are not those of this run",
                 from.folder.string(), expected);
   };
+  const fs::path beside =
+      (from.folder.has_filename() ? from.folder : from.folder.parent_path()).parent_path();
+  if (fs::exists(beside / "config.toml")) check_resumable(config, beside / "config.toml");
   if (from.state.config_digest != run_config_digest(config)) {
     mismatch("the settings", "[model] and [data] as in the config.toml beside it");
   }
@@ -274,7 +295,7 @@ void Trainer::Run::evaluate() {
   m.perplexity = std::exp(m.loss);
   m.bits_per_byte = loss / std::log(2.0) / static_cast<double>(bytes);
   m.elapsed_s = elapsed();
-  metrics->write(m);
+  if (metrics) metrics->write(m);
   validation = m;
   if (events.eval) events.eval(m);
 }
@@ -330,12 +351,13 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   TrainResult result;
   result.interrupted = !r.finished();
   r.save();
-  export_model(r.checkpoint, r.folder.path());
+  if (!r.untouched) export_model(r.checkpoint, r.folder.path());
   if (!result.interrupted) {
     r.evaluate();
     if (!t.sample_prompts.empty()) r.sample();
   }
   result.step = r.state.step;
+  result.logged = r.metrics.has_value();
   result.validation = r.validation;
   result.model = r.folder.path() / "model";
   result.checkpoint = r.checkpoint;

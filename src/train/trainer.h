@@ -35,6 +35,7 @@ struct TrainerEvents {
 struct TrainResult {
   int64_t step = 0;
   bool interrupted = false;
+  bool logged = true;                       // false: nothing was left to train or to record
   std::optional<EvalMetrics> validation;    // the last
   std::filesystem::path model, checkpoint;  // folders
 };
@@ -44,7 +45,8 @@ class Trainer {
   // resume: "" starts a new run (`folder` must not hold one), "auto" continues from the newest
   // intact checkpoint of `folder` or starts anew where there is none, else the folder of a
   // checkpoint. Throws Error: bad data, a model that does not fit, a folder that another process
-  // trains in, settings or text other than the checkpoint's.
+  // trains in, settings or text other than the checkpoint's. Where that checkpoint leaves nothing
+  // to train, the run's folder stays as it is, but for what a run killed at its end still lacks.
   Trainer(const RunConfig& config, const std::filesystem::path& folder, const std::string& resume,
           TrainerEvents events);
   // The same on an engine that is not one of train.device's.

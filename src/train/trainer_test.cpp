@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <limits>
@@ -326,10 +327,22 @@ TEST(Trainer, RefusesWhatCannotContinue) {
     return message_of<Error>([&] { train(toy.config(more), toy.out("run"), resume); });
   };
   EXPECT_NE(error_of({}, "").find("already holds a run"), std::string::npos);
+  const std::string before = read_text(toy.out("run") / "config.toml");
+  const std::vector<std::array<std::string, 3>> fixed = {{"data.batch_size", "4", "5"},
+                                                         {"model.d_model", "16", "32"},
+                                                         {"train.seed", "1", "9"},
+                                                         {"train.dtype", "\"f32\"", "\"bf16\""}};
+  for (const auto& [key, has, asked] : fixed)
+    for (const std::string steps : {"3", "5"})  // nothing left to train, and something
+      EXPECT_EQ(error_of({"train.steps=" + steps, key + "=" + asked}, "auto"),
+                (toy.out("run") / "config.toml").string() + ": " + key +
+                    " cannot change when a run is resumed; expected " + has +
+                    " as the run has, got " + asked);
+  EXPECT_EQ(read_text(toy.out("run") / "config.toml"), before);
+  fs::rename(toy.out("run") / "config.toml", toy.out("kept.toml"));
   EXPECT_NE(error_of({"data.batch_size=5"}, "auto").find("the settings of the checkpoint"),
             std::string::npos);
-  EXPECT_NE(error_of({"model.d_model=32"}, "auto").find("the settings of the checkpoint"),
-            std::string::npos);
+  fs::rename(toy.out("kept.toml"), toy.out("run") / "config.toml");
   EXPECT_NE(error_of({}, toy.out("none").string()).find("trainer_state.json"), std::string::npos);
   const Toy other;
   other.folder.file("text.txt", toy_text(700, 2));
@@ -464,14 +477,46 @@ TEST(Checkpoint, SurvivesBeingKilled) {
   EXPECT_EQ(fingerprint(out, end), fingerprint(toy.out("straight"), straight));
 }
 
-// Asking again for a run that is over adds nothing to its log.
+// Every file with its contents.
+std::map<std::string, std::string> contents_of(const fs::path& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file()) files[entry.path().string()] = read_text(entry.path());
+  return files;
+}
+
+// Asking again for a run that is over writes nothing, whatever the settings: no step is made with
+// them.
 TEST(Checkpoint, AFinishedRunStaysAsItIs) {
   const Toy toy;
-  const auto config = toy.config({"train.steps=5", "train.save_every=2", "train.eval_every=0"});
+  const std::vector<std::string> settings = {"train.steps=5", "train.save_every=2",
+                                             "train.eval_every=0"};
   const fs::path out = toy.out("run");
-  const std::string once = fingerprint(out, train(config, out));
-  EXPECT_EQ(fingerprint(out, train(config, out, "auto")), once);
-  EXPECT_EQ(fingerprint(out, train(config, out, "auto")), once);
+  const TrainResult first = train(toy.config(settings), out);
+  const auto once = contents_of(out);
+  for (const std::string other : {"train.save_every=2", "optim.lr=0.1", "train.steps=4"}) {
+    std::vector<std::string> again = settings;
+    again.push_back(other);
+    const TrainResult result = train(toy.config(again), out, "auto");
+    EXPECT_EQ(contents_of(out), once) << other;
+    EXPECT_EQ(result.step, 5);
+    EXPECT_EQ(result.validation.value().loss, first.validation.value().loss);
+  }
+}
+
+// Killed behind its last checkpoint, a run still gets its model and its last validation.
+TEST(Checkpoint, AFinishedRunGetsWhatItLacks) {
+  const Toy toy;
+  const auto config = toy.config({"train.steps=5", "train.eval_every=0"});
+  const fs::path out = toy.out("run");
+  const std::string whole = fingerprint(out, train(config, out));
+  const std::string model = read_text(out / "model/model.safetensors");
+  std::string log = read_text(out / "metrics.jsonl");
+  log.erase(log.rfind("{"));
+  std::ofstream(out / "metrics.jsonl") << log;
+  std::ofstream(out / "model/model.safetensors") << "of an earlier stop";
+  EXPECT_EQ(fingerprint(out, train(config, out, "auto")), whole);
+  EXPECT_EQ(read_text(out / "model/model.safetensors"), model);
 }
 
 }  // namespace
