@@ -384,10 +384,28 @@ TEST_F(Cli, RunsAnExperiment) {
   std::vector<std::string> control = arguments;
   control.pop_back();
   expect_failure(control, 1, {"seed-3", "--resume"});
-  control.insert(control.end(), {"--resume", "--no-selection"});
-  const ProgramResult other = run_krait(control);
-  EXPECT_EQ(other.status, 1);
-  EXPECT_NE(other.err.find("settings"), std::string::npos) << other.err;
+  // Refused before anything is written, also where a seed that is not there yet comes first.
+  const std::string results = read_text(out + "/results.json");
+  const auto refused = [&](const std::vector<std::string>& more,
+                           const std::vector<std::string>& parts) {
+    std::vector<std::string> other = arguments;
+    for (size_t i = 0; i + 1 < more.size(); i += 2) {
+      const auto at = std::find(other.begin(), other.end(), more[i]);
+      if (at == other.end())
+        other.insert(other.end(), {more[i], more[i + 1]});
+      else
+        at[1] = more[i + 1];
+    }
+    if (more.size() % 2) other.push_back(more.back());
+    expect_failure(other, 1, parts);
+    EXPECT_EQ(read_text(out + "/results.json"), results);
+    EXPECT_FALSE(fs::exists(out + "/seed-4"));
+  };
+  refused({"--no-selection"}, {"seed-3/config.toml", "--no-selection", "selective = true"});
+  refused({"--seeds", "4,3,5", "--lr", "0.5"}, {"--lr", "0.001", "0.5"});
+  refused({"--steps", "10"}, {"--steps", "20", "10"});
+  refused({"--test-sequences", "4"}, {"--test-sequences", "8", "4"});
+  refused({"--seeds", "5"}, {"results.json", "--seeds", "seed 3"});
 }
 
 TEST_F(Cli, RefusesExperimentsThatDoNotFit) {

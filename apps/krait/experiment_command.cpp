@@ -1,4 +1,5 @@
 // krait experiment: the paper's two synthetic tasks, learned and tested for several seeds.
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <limits>
@@ -6,6 +7,7 @@
 
 #include "command.h"
 #include "core/mapped_file.h"
+#include "formats/json.h"
 #include "ops/device.h"
 #include "status_line.h"
 #include "train/experiment.h"
@@ -152,10 +154,28 @@ ExperimentResult run_seed(const ExperimentFlags& flags, const ExperimentSettings
   return result;
 }
 
+// All seeds, before anything is written: results.json has the settings once for all of them.
+void check_resumed(const ExperimentFlags& flags, ExperimentSettings settings) {
+  for (const uint64_t seed : flags.seeds) {
+    settings.seed = seed;
+    check_resumable(settings, fs::path(flags.out) / ("seed-" + std::to_string(seed)));
+  }
+  const fs::path file = fs::path(flags.out) / "results.json";
+  if (!fs::exists(file)) return;
+  const nlohmann::json results = parse_json_file(file);
+  for (const nlohmann::json& r : get_array(results, "runs", file.string())) {
+    const int64_t seed = get_int(r, "seed", file.string() + ": runs", 0);
+    if (std::ranges::find(flags.seeds, static_cast<uint64_t>(seed)) == flags.seeds.end())
+      throw Error("--seeds cannot leave out at --resume what is there", file.string(),
+                  "seed " + std::to_string(seed) + " among them");
+  }
+}
+
 int run(const ExperimentFlags& flags) {
   if (std::set(flags.seeds.begin(), flags.seeds.end()).size() != flags.seeds.size())
     throw UsageError("--seeds: a seed is given twice");
   ExperimentSettings settings = settings_of(flags);
+  if (flags.resume) check_resumed(flags, settings);
   const Clock::time_point start = Clock::now();
   const auto stop = [&] {
     const double passed_s = std::chrono::duration<double>(Clock::now() - start).count();
@@ -198,7 +218,9 @@ void add_flags(CLI::App& app, ExperimentFlags& f) {
   app.add_option("--seconds", f.seconds, "Stop after that time with everything saved; 0: never")
       ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
-  app.add_flag("--resume", f.resume, "Go on from what --out holds, or begin");
+  app.add_flag("--resume", f.resume,
+               "Go on from what --out holds, or begin; with the settings it began with, but for "
+               "more --steps, more --seeds, --goal, --max-loss and --save-every");
   app.add_option("--device", f.device, "Where to compute: cpu, or cuda: an NVIDIA GPU")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();

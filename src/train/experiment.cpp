@@ -123,6 +123,7 @@ void Experiment::Run::begin(bool resume) {
   std::optional<Checkpoint> from;
   if (resume) from = folder.newest_checkpoint(events.warn);
   if (from) {
+    check_resumable(settings, folder.path());
     if (from->state.config_digest != digest_of(settings))
       throw Error("the settings are not those of the checkpoint", from->folder.string(),
                   "task, model, batch and seed as in the config.toml beside it");
@@ -273,7 +274,7 @@ void Experiment::Run::train() {
   // The next step is prepared and queued while a GPU is at this one.
   const size_t ahead = learner.context().memory().on_host() ? 0 : 1;
   start = last_line = Clock::now();
-  if (state.step >= settings.steps) {  // fewer steps than before, or stopped just at the end
+  if (state.step >= settings.steps) {  // stopped just at the end
     result.last = validate();
     result.trained = true;
   }

@@ -55,6 +55,10 @@ ExperimentSettings paper_settings(Task task);
 void check_settings(const ExperimentSettings& settings);
 // TOML in the sections of a run file, so that a report shows it.
 std::string settings_toml(const ExperimentSettings& settings);
+// Throws Error, naming the option of krait experiment, where the folder holds a checkpoint of a run
+// whose config.toml has other settings: all but `threads`, log_every, save_every, more steps, goal
+// and max_loss have to be those that its steps were made with.
+void check_resumable(const ExperimentSettings& settings, const std::filesystem::path& folder);
 
 struct ExperimentResult {
   uint64_t seed = 0;

@@ -51,7 +51,14 @@ Json settings_json(const ExperimentSettings& s) {
           {"betas", {s.adam.beta1, s.adam.beta2}},
           {"steps", s.steps},
           {"dtype", s.dtype},
-          {"goal", s.goal}};
+          {"eval_every", s.eval_every},
+          {"eval_sequences", s.eval_sequences},
+          {"goal", s.goal},
+          {"max_loss", s.max_loss},
+          {"test_lengths", s.test_lengths},
+          {"min_test_sequences", s.min_test_sequences},
+          {"max_test_sequences", s.max_test_sequences},
+          {"test_tokens", s.test_tokens}};
 }
 
 std::string percent(double share) {

@@ -1,7 +1,10 @@
+#include <toml++/toml.h>
+
 #include <algorithm>
 #include <charconv>
 
 #include "core/error.h"
+#include "train/checkpoint.h"
 #include "train/experiment.h"
 
 namespace krait {
@@ -11,6 +14,79 @@ std::string text_of(double x) {
   char text[32];
   const std::string s(text, std::to_chars(text, text + sizeof text, x).ptr);
   return s.find_first_of(".e") == std::string::npos ? s + ".0" : s;
+}
+
+std::string text_of(int64_t x) { return std::to_string(x); }
+std::string text_of(bool x) { return x ? "true" : "false"; }
+std::string text_of(const std::string& x) { return '"' + x + '"'; }
+
+std::string text_of(const std::vector<int64_t>& list) {
+  std::string s = "[";
+  for (const int64_t x : list) s += (s.size() > 1 ? ", " : "") + std::to_string(x);
+  return s + "]";
+}
+
+// As this file writes it.
+std::string text_of(const toml::node& node) {
+  if (const auto* i = node.as_integer()) return text_of(i->get());
+  if (const auto* f = node.as_floating_point()) return text_of(f->get());
+  if (const auto* b = node.as_boolean()) return text_of(b->get());
+  if (const auto* s = node.as_string()) return text_of(s->get());
+  std::vector<int64_t> list;
+  if (const auto* array = node.as_array())
+    for (const toml::node& item : *array) list.push_back(item.value_or(int64_t{0}));
+  return text_of(list);
+}
+
+enum class Resume { same, may_grow, free };  // what a resumed run may change
+
+// A line of config.toml.
+struct Setting {
+  const char *section, *key;
+  std::string value;
+  const char* option;  // of krait experiment, where there is one
+  Resume resume = Resume::same;
+};
+
+// The one list: writing and comparing go through it.
+std::vector<Setting> settings_list(const ExperimentSettings& s) {
+  const TaskSettings& t = s.task;
+  const bool copying = t.task == Task::selective_copying;
+  const char *const model = "model", *const data = "data", *const optim = "optim",
+                    *const train = "train";
+  return {
+      {model, "d_model", text_of(s.d_model), "--d-model"},
+      {model, "n_layer", text_of(s.n_layer), "--n-layer"},
+      {model, "d_state", text_of(s.d_state), "--d-state"},
+      {model, "dt_min", text_of(s.dt_min), "--dt-min"},
+      {model, "dt_max", text_of(s.dt_max), "dt_max"},
+      {model, "selective", text_of(s.selective), "--no-selection"},
+      {data, "experiment", text_of(std::string(name_of(t.task))), "the task"},
+      {data, "vocab_size", text_of(t.vocab_size), "vocab_size"},
+      {data, "length", text_of(t.length), "--length"},
+      copying ? Setting{data, "data_tokens", text_of(t.data_tokens), "--data-tokens"}
+              : Setting{data, "max_position", text_of(t.max_position), "--max-position"},
+      {data, "batch_size", text_of(s.batch_size), "--batch"},
+      {data, "growth_steps", text_of(s.growth_steps), "--growth-steps"},
+      {optim, "lr", text_of(s.lr), "--lr"},
+      {optim, "decay_fraction", text_of(s.decay_fraction), "decay_fraction"},
+      {optim, "beta1", text_of(s.adam.beta1), "beta1"},
+      {optim, "beta2", text_of(s.adam.beta2), "--beta2"},
+      {optim, "eps", text_of(s.adam.eps), "eps"},
+      {optim, "weight_decay", text_of(s.adam.weight_decay), "weight_decay"},
+      {optim, "clip", text_of(s.adam.clip), "--clip"},
+      {train, "steps", text_of(s.steps), "--steps", Resume::may_grow},
+      {train, "seed", text_of(static_cast<int64_t>(s.seed)), "seed"},
+      {train, "dtype", text_of(s.dtype), "--dtype"},
+      {train, "eval_every", text_of(s.eval_every), "--eval-every"},
+      {train, "eval_sequences", text_of(s.eval_sequences), "--eval-sequences"},
+      {train, "goal", text_of(s.goal), "--goal", Resume::free},
+      {train, "max_loss", text_of(s.max_loss), "--max-loss", Resume::free},
+      {train, "test_lengths", text_of(s.test_lengths), "--max-test-length"},
+      {train, "max_test_sequences", text_of(s.max_test_sequences), "--test-sequences"},
+      {train, "min_test_sequences", text_of(s.min_test_sequences), "--test-sequences"},
+      {train, "test_tokens", text_of(s.test_tokens), "test_tokens"},
+  };
 }
 
 void require(bool good, const char* name, const std::string& expected, int64_t got) {
@@ -84,50 +160,39 @@ void check_settings(const ExperimentSettings& s) {
     throw Error("no such type", "--dtype", "f32 or bf16", s.dtype);
 }
 
+void check_resumable(const ExperimentSettings& settings, const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / "config.toml";
+  if (list_checkpoints(folder).empty() || !std::filesystem::exists(file)) return;
+  toml::table run;
+  try {
+    run = toml::parse_file(file.string());
+  } catch (const toml::parse_error& e) {
+    throw Error("not valid TOML: " + std::string(e.description()), file.string());
+  }
+  for (const Setting& s : settings_list(settings)) {
+    const toml::node* const node = run[s.section][s.key].node();
+    if (!node || s.resume == Resume::free) continue;  // not written by earlier versions
+    const std::string has = text_of(*node), of_run = std::string(s.key) + " = " + has;
+    if (s.resume == Resume::may_grow) {
+      if (settings.steps < node->value_or(int64_t{0}))
+        throw Error(std::string(s.option) + " cannot become less at --resume", file.string(),
+                    "at least " + of_run + " as the run has", s.value);
+    } else if (has != s.value) {
+      throw Error(std::string(s.option) + " cannot change at --resume", file.string(),
+                  of_run + " as the run has", s.value);
+    }
+  }
+}
+
 std::string settings_toml(const ExperimentSettings& s) {
-  const TaskSettings& t = s.task;
-  std::string out;
-  const auto section = [&](const char* name) {
-    out += (out.empty() ? "[" : "\n[") + std::string(name) + "]\n";
-  };
-  const auto value = [&](const char* key, const std::string& text) {
-    out += std::string(key) + " = " + text + "\n";
-  };
-  const auto whole = [&](const char* key, int64_t x) { value(key, std::to_string(x)); };
-  const auto real = [&](const char* key, double x) { value(key, text_of(x)); };
-  section("model");
-  whole("d_model", s.d_model);
-  whole("n_layer", s.n_layer);
-  whole("d_state", s.d_state);
-  real("dt_min", s.dt_min);
-  real("dt_max", s.dt_max);
-  value("selective", s.selective ? "true" : "false");
-  section("data");
-  value("experiment", '"' + std::string(name_of(t.task)) + '"');
-  whole("vocab_size", t.vocab_size);
-  whole("length", t.length);
-  if (t.task == Task::selective_copying)
-    whole("data_tokens", t.data_tokens);
-  else
-    whole("max_position", t.max_position);
-  whole("batch_size", s.batch_size);
-  whole("growth_steps", s.growth_steps);
-  section("optim");
-  real("lr", s.lr);
-  real("decay_fraction", s.decay_fraction);
-  real("beta1", s.adam.beta1);
-  real("beta2", s.adam.beta2);
-  real("eps", s.adam.eps);
-  real("weight_decay", s.adam.weight_decay);
-  real("clip", s.adam.clip);
-  section("train");
-  whole("steps", s.steps);
-  whole("seed", static_cast<int64_t>(s.seed));
-  value("dtype", '"' + s.dtype + '"');
-  whole("eval_every", s.eval_every);
-  whole("eval_sequences", s.eval_sequences);
-  real("goal", s.goal);
-  real("max_loss", s.max_loss);
+  std::string out, section;
+  for (const Setting& setting : settings_list(s)) {
+    if (section != setting.section) {
+      section = setting.section;
+      out += (out.empty() ? "[" : "\n[") + section + "]\n";
+    }
+    out += std::string(setting.key) + " = " + setting.value + "\n";
+  }
   return out;
 }
 

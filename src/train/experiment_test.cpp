@@ -272,8 +272,52 @@ TEST(Experiment, MoreStepsGoOnWithTraining) {
   const ExperimentResult r = run(cpu_engine(), s, path, true);
   EXPECT_EQ(r.step, 40);
   EXPECT_TRUE(r.tested);
-  s.steps = 20;  // fewer than were made: tested as it is
-  EXPECT_EQ(run(cpu_engine(), s, path, true).step, 40);
+}
+
+// Settings that no step was made with are not written down for the run.
+TEST(Experiment, ResumesWithItsOwnSettingsOnly) {
+  const ExperimentSettings mine = tiny(Task::induction_heads);
+  const TestFolder folder;
+  const fs::path done = folder.path() / "done", part = folder.path() / "part";
+  run(cpu_engine(), mine, done, false);
+  run(cpu_engine(), mine, part, false, 7);
+  const std::string written = read_text(done / "config.toml");
+  EXPECT_EQ(read_text(part / "config.toml"), written);
+  const auto refused = [&](auto change, const std::string& expected) {
+    ExperimentSettings s = mine;
+    change(s);
+    for (const fs::path& path : {done, part}) {
+      const std::string error = message_of<Error>([&] { run(cpu_engine(), s, path, true); });
+      EXPECT_EQ(error, (path / "config.toml").string() + ": " + expected);
+      EXPECT_EQ(read_text(path / "config.toml"), written);
+    }
+  };
+  using S = ExperimentSettings;
+  refused([](S& s) { s.lr = 0.5; },
+          "--lr cannot change at --resume; expected lr = 0.001 as the run has, got 0.5");
+  refused([](S& s) { s.adam.beta2 = 0.9; },
+          "--beta2 cannot change at --resume; expected beta2 = 0.999 as the run has, got 0.9");
+  refused([](S& s) { s.adam.clip = 0; },
+          "--clip cannot change at --resume; expected clip = 1.0 as the run has, got 0.0");
+  refused([](S& s) { s.steps = 20; },
+          "--steps cannot become less at --resume; expected at least steps = 30 as the run has, "
+          "got 20");
+  refused([](S& s) { s.selective = false; },
+          "--no-selection cannot change at --resume; expected selective = true as the run has, got "
+          "false");
+  refused([](S& s) { s.dtype = "bf16"; },
+          "--dtype cannot change at --resume; expected dtype = \"f32\" as the run has, got "
+          "\"bf16\"");
+  refused([](S& s) { s.test_lengths = {24}; },
+          "--max-test-length cannot change at --resume; expected test_lengths = [24, 40] as the "
+          "run has, got [24]");
+  refused([](S& s) { s.eval_every = 5; },
+          "--eval-every cannot change at --resume; expected eval_every = 10 as the run has, got 5");
+  S other = mine;
+  other.goal = 0.9;
+  other.max_loss = 2;
+  other.save_every = 7;
+  EXPECT_TRUE(run(cpu_engine(), other, part, true).tested);
 }
 
 TEST(Experiment, RefusesWhatDoesNotFit) {
@@ -286,7 +330,10 @@ TEST(Experiment, RefusesWhatDoesNotFit) {
   };
   EXPECT_NE(error(false).find("already holds a run"), std::string::npos) << error(false);
   s.seed = 2;
+  EXPECT_NE(error(true).find("seed cannot change"), std::string::npos) << error(true);
+  fs::rename(path / "config.toml", path / "kept.toml");
   EXPECT_NE(error(true).find("not those of the checkpoint"), std::string::npos) << error(true);
+  fs::rename(path / "kept.toml", path / "config.toml");
   s.seed = 1;
   folder.file("run/result.json", "{\"seed\": 1, \"steps\": 30, \"train_s\": -");
   EXPECT_NE(error(true).find("result.json"), std::string::npos) << error(true);
@@ -326,6 +373,11 @@ TEST(ExperimentResults, TableAndOutcome) {
   EXPECT_EQ(json["reached"], 2);
   EXPECT_EQ(json["passed"], true);
   EXPECT_EQ(json["runs"][1]["tests"][1]["right_answers"], 19999);
+  EXPECT_EQ(json["settings"]["max_loss"], 0.01);
+  EXPECT_EQ(json["settings"]["eval_every"], 1000);
+  EXPECT_EQ(json["settings"]["eval_sequences"], 256);
+  EXPECT_EQ(json["settings"]["test_lengths"], nlohmann::ordered_json({64, 1024}));
+  EXPECT_EQ(json["settings"]["max_test_sequences"], 256);
 }
 
 }  // namespace
