@@ -165,7 +165,18 @@ TEST_F(Api, RefusesWhatIsWrong) {
   EXPECT_THROW(LanguageModel::load(folder.path(), {.dtype = "f8"}), Error);
   EXPECT_THROW(LanguageModel::load(folder.path(), {.quantize = "int4"}), Error);
 
+  for (const int threads : {-3, 4097, 1000000})
+    EXPECT_EQ(message_of<Error>([&] { LanguageModel::load(folder.path(), {.threads = threads}); }),
+              "threads: value out of range; expected 0 to 4096, got " + std::to_string(threads));
+
   model.read(state, "To be");
+  const State before = state;
+  TextOptions negative;
+  negative.max_tokens = -5;
+  negative.on_text = [](std::string_view) { return false; };  // else it would never return
+  EXPECT_EQ(message_of<Error>([&] { model.generate(state, negative); }),
+            "max_tokens: value out of range; expected at least 0, got -5");
+  EXPECT_TRUE(state == before);
   std::vector<std::byte> bytes = state.to_bytes();
   for (size_t size = 0; size < bytes.size(); size += 7)
     EXPECT_THROW(State::from_bytes(std::span(bytes).first(size)), Error) << size;

@@ -30,8 +30,10 @@ struct LoadOptions {
   std::string device = "cpu";     // or "cuda"
   std::string dtype = "auto";     // of weights and activations: "f32", "bf16", or as in the file
   std::string quantize = "none";  // "int8": weights in 8 bits, made when loading; docs/numerics.md
-  std::string state_dtype = "f32";  // of states; "bf16": half the bytes, rounded behind each token
-  int threads = 0;                  // 0: one per core
+  // Of states; "bf16": half the bytes, rounded behind each token written and behind each chunk of a
+  // prompt.
+  std::string state_dtype = "f32";
+  int threads = 0;  // at most 4096; 0: one per core
   bool batch_invariant =
       false;  // the same bits for a sequence whatever it is computed with; slower
 };
@@ -45,7 +47,7 @@ struct ModelInfo {
 };
 
 struct TextOptions {
-  int64_t max_tokens = 128;
+  int64_t max_tokens = 128;     // not negative
   float temperature = 0.8f;     // 0: always the most likely token
   int top_k = 40;               // choose among the k most likely tokens; 0: all
   float top_p = 0.95f;          // choose among the likeliest that sum to p; 1: all

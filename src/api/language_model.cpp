@@ -10,6 +10,8 @@
 namespace krait {
 namespace {
 
+constexpr int kMaxThreads = 4096;  // as on the command line
+
 std::optional<DType> dtype_of_name(const std::string& name) {
   if (name == "auto") return std::nullopt;
   if (name != "f32" && name != "bf16")
@@ -23,6 +25,13 @@ DType state_dtype_of_name(const std::string& name) {
   return dtype_from_name(name);
 }
 
+int checked_threads(int threads) {
+  if (threads < 0 || threads > kMaxThreads)
+    throw Error("value out of range", "threads", "0 to " + std::to_string(kMaxThreads),
+                std::to_string(threads));
+  return threads;
+}
+
 Tokenizer tokenizer_of(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
   return std::filesystem::exists(path) ? Tokenizer::from_file(path) : Tokenizer::bytes();
@@ -32,7 +41,7 @@ Tokenizer tokenizer_of(const std::filesystem::path& folder) {
 
 struct LanguageModel::Impl {
   Impl(const std::filesystem::path& folder, const LoadOptions& options)
-      : context(engine_of_device(options.device), options.threads),
+      : context(engine_of_device(options.device), checked_threads(options.threads)),
         model(load_model(folder, dtype_of_name(options.dtype), context.memory(),
                          quantization_from_name(options.quantize))),
         tokenizer(tokenizer_of(folder)),
@@ -119,6 +128,9 @@ void LanguageModel::read(State& state, std::span<const int32_t> tokens) {
 }
 
 Text LanguageModel::generate(State& state, const TextOptions& options) {
+  if (options.max_tokens < 0)
+    throw Error("value out of range", "max_tokens", "at least 0",
+                std::to_string(options.max_tokens));
   GenerateOptions generate;
   generate.max_tokens = options.max_tokens;
   generate.sampling.temperature = options.temperature;
