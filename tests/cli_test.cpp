@@ -179,6 +179,21 @@ TEST_F(Cli, ConvertsThereAndBack) {
   expect_failure({"convert", model(), path("hf"), "--to", "hf"}, 1, {path("hf"), "already there"});
 }
 
+// What nobody else can load is not written as if it were theirs.
+TEST_F(Cli, ConvertTellsOfModelsThatAreKraitsAlone) {
+  Config control = tiny_config();
+  control.selective_B = false;
+  write_random_model(path("control"), control);
+  expect_failure({"convert", path("control"), path("ss"), "--to", "state-spaces"}, 1,
+                 {"cannot hold this model", "selective_B"});
+  EXPECT_FALSE(fs::exists(path("ss")));
+  const ProgramResult hf = run_krait({"convert", path("control"), path("hf"), "--to", "hf"});
+  EXPECT_EQ(hf.status, 0);
+  EXPECT_EQ(hf.err.find("warning: "), 0u) << hf.err;
+  EXPECT_NE(hf.err.find("only Krait loads"), std::string::npos) << hf.err;
+  EXPECT_EQ(run_krait({"convert", model(), path("other"), "--to", "hf"}).err, "");
+}
+
 TEST_F(Cli, RefusesMissingAndDamagedFiles) {
   expect_failure({"generate", "-m", path("nowhere"), "-p", "a"}, 1, {path("nowhere")});
   expect_failure({"generate", "-m", model(), "-f", path("nowhere")}, 1, {path("nowhere")});

@@ -20,6 +20,8 @@ int run(const ConvertFlags& flags) {
   const DType dtype = flags.dtype.empty() ? model.file_dtype : dtype_from_name(flags.dtype);
   save_model(flags.out, model.config(), model.weights.parameters, dialect_from_name(flags.to),
              dtype);
+  if (!model.config().selective() && flags.to == "hf")
+    log_line("warning: only Krait loads " + flags.out + ": others know no model without selection");
   for (const char* const name : {"tokenizer.json", "tokenizer_config.json",
                                  "special_tokens_map.json", "generation_config.json"})
     if (fs::exists(fs::path(flags.in) / name))

@@ -43,6 +43,7 @@ struct Config {
   // the input. Not of the paper's models; written to config.json as krait_selective_* only where
   // false.
   bool selective_delta = true, selective_B = true, selective_C = true;
+  bool selective() const { return selective_delta && selective_B && selective_C; }
 
   // Columns of x_proj's output: dt (dt_rank), then B, then C (d_state each), those that are
   // selective.
@@ -72,7 +73,8 @@ void check_config(const Config& config, const std::string& where);
 Config read_config(const std::filesystem::path& folder);
 Config config_from_json(std::string_view text, const std::string& where);
 
-// Every key is written explicitly. dtype: of the weights that lie beside it.
+// Every key is written explicitly. dtype: of the weights that lie beside it. Throws Error for what
+// the state-spaces dialect has no place for: another norm_eps than 1e-5, and the controls.
 std::string config_to_json(const Config& config, Dialect dialect, DType dtype = DType::f32);
 
 }  // namespace krait

@@ -219,6 +219,12 @@ json state_spaces_json(const Config& c) {
   if (c.norm_eps != 1e-5f)
     throw Error("the state-spaces format cannot hold this model", "norm_eps", "1e-5",
                 std::to_string(c.norm_eps));
+  if (!c.selective())
+    throw Error("the state-spaces format cannot hold this model",
+                !c.selective_delta ? "selective_delta"
+                : !c.selective_B   ? "selective_B"
+                                   : "selective_C",
+                "true: no other program has these controls", "false");
   json s;
   s["d_state"] = c.d_state;
   s["d_conv"] = c.d_conv;

@@ -159,6 +159,13 @@ TEST(Config, WhatIsWrittenReadsBack) {
     EXPECT_EQ(read(config_to_json(c, Dialect::hf, DType::bf16)), c);
   }
   EXPECT_THROW(config_to_json(c, Dialect::state_spaces), Error);  // no place for norm_eps
+  for (bool Config::*const control :
+       {&Config::selective_delta, &Config::selective_B, &Config::selective_C}) {
+    Config other = make_config(8, 16, 1);
+    other.*control = false;
+    EXPECT_THROW(config_to_json(other, Dialect::state_spaces), Error);  // nor for these
+    EXPECT_EQ(read(config_to_json(other, Dialect::hf)).*control, false);
+  }
   for (int64_t d_model : {3, 7, 11, 768})
     for (int64_t d_inner = 1; d_inner < 50; ++d_inner) {
       Config odd = make_config(8, d_model, 1);
