@@ -161,7 +161,10 @@ TEST_F(StateCli, ForksIntoCheckedCopies) {
   EXPECT_FALSE(fs::exists(path("d")));
   expect_failure({"state", "fork", state, state}, 1, {"already there"});
   expect_failure({"state", "fork", state, path("d"), path("d")}, 2, {path("d"), "twice"});
-  expect_failure({"state", "fork", state, path("nowhere/d")}, 1, {path("nowhere/d")});
+  expect_failure({"state", "fork", state, path("d"), path("e"), path("nowhere/f")}, 1,
+                 {path("nowhere/f")});
+  EXPECT_FALSE(fs::exists(path("d")));  // all or none
+  EXPECT_FALSE(fs::exists(path("e")));
 }
 
 TEST_F(StateCli, RefusesBadUsage) {

@@ -104,6 +104,20 @@ int run(const StateLoadFlags& flags) {
   return 0;
 }
 
+// All copies or none.
+StateFileInfo copy_all(const StateForkFlags& flags) {
+  StateFileInfo info;
+  size_t begun = 0;
+  try {
+    while (begun < flags.outs.size()) info = copy_state_file(flags.file, flags.outs[begun++]);
+  } catch (...) {
+    std::error_code ignored;
+    for (size_t i = 0; i < begun; ++i) fs::remove(flags.outs[i], ignored);
+    throw;
+  }
+  return info;
+}
+
 int run(const StateForkFlags& flags) {
   std::set<std::string> names;
   for (const std::string& out : flags.outs)
@@ -112,8 +126,7 @@ int run(const StateForkFlags& flags) {
   inspect_state_file(flags.file);
   for (const std::string& out : flags.outs)
     if (fs::exists(fs::symlink_status(out))) throw Error("already there", out, "a new file");
-  StateFileInfo info;
-  for (const std::string& out : flags.outs) info = copy_state_file(flags.file, out);
+  const StateFileInfo info = copy_all(flags);
   if (flags.json)
     print_json({{"file", flags.file},
                 {"copies", flags.outs},
