@@ -228,6 +228,9 @@ TEST_F(Cli, RefusesAConfigThatDoesNotFit) {
   expect_failure({"info", "-m", model()}, 1, {"config.json", "state_size"});
   with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
   expect_failure({"score", "-m", model(), "--tokens", "1"}, 1, {"model.safetensors", "layers.2"});
+  expect_failure({"info", "-m", model()}, 1, {"model.safetensors", "layers.2"});
+  with("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1");
+  expect_failure({"info", "-m", model()}, 1, {"model.safetensors", "layers.1", "unexpected"});
   with("\"vocab_size\": 256", "\"vocab_size\": 264");
   expect_failure({"score", "-m", model(), "--tokens", "1"}, 1, {"model.safetensors", "264", "256"});
   folder.file("model/config.json", "{");

@@ -8,6 +8,7 @@
 #include "command.h"
 #include "formats/tensor_file.h"
 #include "model/parameters.h"
+#include "model/weights.h"
 #include "ops/cuda_engine.h"
 #include "ops/device.h"
 
@@ -63,6 +64,7 @@ std::string for_people(const Config& c, const TensorFile& file, bool has_tokeniz
 int run_model(const std::string& folder, bool json) {
   const Config config = read_config(folder);
   const TensorFile file = TensorFile::open_folder(folder);
+  check_tensors(config, file);
   const bool has_tokenizer =
       std::filesystem::exists(std::filesystem::path(folder) / "tokenizer.json");
   if (!json) {

@@ -38,7 +38,7 @@ bool has_shape(const Tensor& t, const std::vector<int64_t>& shape) {
 // for.
 class Checkpoint {
  public:
-  explicit Checkpoint(TensorFile& file) : file_(file) {
+  explicit Checkpoint(const TensorFile& file) : file_(file) {
     // transformers and mamba_ssm; a model saved without its head; wrapped in another module.
     for (const char* prefix : {"backbone.", "", "model.backbone.", "model."})
       for (std::string_view embedding : {kEmbeddings, kEmbedding})
@@ -50,6 +50,15 @@ class Checkpoint {
     if (!found_)
       throw Error("no embedding among the tensors", file.path().string(),
                   "\"backbone.embeddings.weight\" or \"backbone.embedding.weight\"");
+  }
+
+  // All of the model's, in the order of its table.
+  std::vector<Tensor> take_all(const Config& config) {
+    std::vector<Tensor> tensors;
+    for (const ParameterInfo& info : parameter_table(config)) tensors.push_back(take(info));
+    if (config.tie_embeddings) take_tied_head(head_info(config), tensors[0]);
+    refuse_leftovers();
+    return tensors;
   }
 
   std::string name_of(const ParameterInfo& info) const {
@@ -103,7 +112,7 @@ class Checkpoint {
   }
 
  private:
-  TensorFile& file_;
+  const TensorFile& file_;
   bool found_ = false;
   std::string prefix_;
   std::string_view embedding_;
@@ -141,16 +150,18 @@ void refuse_hidden(const fs::path& folder) {
 
 }  // namespace
 
+void check_tensors(const Config& config, const TensorFile& file) {
+  Checkpoint(file).take_all(config);
+}
+
 Model load_model(const fs::path& folder, std::optional<DType> dtype, Memory& memory,
                  Quantization quantization) {
   const Config config = read_config(folder);
   const auto file = std::make_shared<TensorFile>(TensorFile::open_folder(folder));
   Checkpoint checkpoint(*file);
   const std::vector<ParameterInfo> table = parameter_table(config);
-  std::vector<Tensor> in_file;
-  for (const ParameterInfo& info : table) in_file.push_back(checkpoint.take(info));
-  if (config.tie_embeddings) checkpoint.take_tied_head(head_info(config), in_file[0]);
-  checkpoint.refuse_leftovers();  // before any memory is asked for
+  const std::vector<Tensor> in_file =
+      checkpoint.take_all(config);  // before any memory is asked for
 
   const DType file_dtype = in_file[0].dtype;
   Model model =

@@ -15,6 +15,8 @@
 
 namespace krait {
 
+class TensorFile;
+
 // Views only. Matrices have dtype T, or i8 with scales beside them (quantize.h), everything else is
 // f32; with T = f64 (the reference engine's oracle) all are f64.
 struct Weights {
@@ -46,6 +48,10 @@ struct Model {
 // unreadable file, an infinite weight to quantize.
 Model load_model(const std::filesystem::path& folder, std::optional<DType> dtype = std::nullopt,
                  Memory& memory = host_memory(), Quantization quantization = Quantization::none);
+
+// Throws Error as load_model does where a file does not hold the tensors that config implies, of
+// their shapes, and no others.
+void check_tensors(const Config& config, const TensorFile& file);
 
 // The same weights in another memory, an engine's.
 Model copy_model(const Model& from, Memory& to);
