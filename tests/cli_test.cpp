@@ -202,6 +202,13 @@ TEST_F(Cli, RefusesMissingAndDamagedFiles) {
   expect_failure({"tokenize", "-m", path("nowhere.json"), "--text", "a"}, 1,
                  {path("nowhere.json")});
   const std::string weights = model() + "/model.safetensors";
+  for (const char* command : {"info", "convert", "generate"}) {
+    const std::string kind = command;
+    expect_failure(kind == "info"      ? Arguments{command, "-m", weights}
+                   : kind == "convert" ? Arguments{command, weights, path("x"), "--to", "hf"}
+                                       : Arguments{command, "-m", weights, "-p", "a"},
+                   1, {weights, "not a folder"});
+  }
   const auto bytes = fs::file_size(weights);
   fs::resize_file(weights, bytes - 100);
   expect_failure({"generate", "-m", model(), "-p", "a"}, 1, {"model.safetensors"});

@@ -133,6 +133,13 @@ void write_file_atomic(const std::filesystem::path& path, std::string_view text)
   file.commit();
 }
 
+void require_folder(const std::filesystem::path& path, const std::string& expected) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return;
+  throw Error(std::filesystem::exists(path, ignored) ? "not a folder" : "no such folder",
+              path.string(), expected);
+}
+
 void sync_directory(const std::filesystem::path& directory) {
   const std::filesystem::path name = directory.empty() ? "." : directory;
   const int fd = ::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <string>
 #include <string_view>
 
 namespace krait {
@@ -54,6 +55,10 @@ class AtomicFile {
 };
 
 void write_file_atomic(const std::filesystem::path& path, std::string_view text);
+
+// Throws Error where there is no such folder, or a file in its place.
+void require_folder(const std::filesystem::path& path, const std::string& expected = "");
+
 void sync_directory(const std::filesystem::path& directory);  // makes renames in it durable
 
 }  // namespace krait

@@ -91,7 +91,7 @@ TensorFile TensorFile::open_folder(const fs::path& folder) {
   constexpr const char* kNames[] = {"model.safetensors", "model.safetensors.index.json",
                                     "pytorch_model.bin", "pytorch_model.bin.index.json"};
   std::error_code ignored;
-  if (!fs::is_directory(folder, ignored)) throw Error("no such folder", folder.string());
+  require_folder(folder);
   std::string looked_for;
   for (const char* name : kNames) {
     if (fs::exists(folder / name, ignored)) return open(folder / name);

@@ -274,8 +274,7 @@ Config config_from_json(std::string_view text, const std::string& where) {
 
 Config read_config(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "config.json";
-  if (!std::filesystem::is_directory(folder))
-    throw Error("no such folder", folder.string(), "a model's folder with config.json");
+  require_folder(folder, "a model's folder with config.json");
   return config_from_json(MappedFile(path).text(), path.string());
 }
 
