@@ -37,10 +37,12 @@ BatchSource::BatchSource(const Corpus& corpus, const DataSettings& settings)
   const int64_t available =
       stream_ ? std::max<int64_t>(0, corpus.size() - 1) : corpus.predictions();
   if (available < batch_size_ * seq_len_) {
-    throw Error(
-        "too little training text for one batch", "data.train",
-        "more than batch_size x seq_len = " + std::to_string(batch_size_ * seq_len_) + " tokens",
-        std::to_string(corpus.size()));
+    const std::string all = std::to_string(corpus.size()) + " tokens";
+    throw Error("too little training text for one batch", "data.train",
+                "at least batch_size x seq_len = " + std::to_string(batch_size_ * seq_len_) +
+                    " tokens with another behind them" + (stream_ ? "" : " in their document"),
+                std::to_string(available) + " among " + all +
+                    (stream_ ? "" : " in " + std::to_string(corpus.documents()) + " document(s)"));
   }
   begin_epoch();
 }

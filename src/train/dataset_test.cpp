@@ -162,8 +162,17 @@ TEST(Dataset, ValidationGivesEachTokenOnce) {
 TEST(Dataset, TooLittleTextIsAnError) {
   const Corpus corpus = numbered({20});
   EXPECT_EQ(message_of<Error>([&] { BatchSource(corpus, settings_of("documents", 10, 2, true)); }),
-            "data.train: too little training text for one batch; expected more than batch_size x "
-            "seq_len = 20 tokens, got 20");
+            "data.train: too little training text for one batch; expected at least batch_size x "
+            "seq_len = 20 tokens with another behind them in their document, got 19 among 20 "
+            "tokens in 1 document(s)");
+  EXPECT_EQ(message_of<Error>([&] { BatchSource(corpus, settings_of("stream", 10, 2, true)); }),
+            "data.train: too little training text for one batch; expected at least batch_size x "
+            "seq_len = 20 tokens with another behind them, got 19 among 20 tokens");
+  const Corpus single = numbered(std::vector<int64_t>(50, 1));
+  EXPECT_NE(message_of<Error>([&] {
+              BatchSource(single, settings_of("documents", 10, 2, true));
+            }).find("got 0 among 50 tokens in 50 document(s)"),
+            std::string::npos);
   EXPECT_NO_THROW(BatchSource(numbered({21}), settings_of("stream", 10, 2, true)));
 }
 
