@@ -433,6 +433,22 @@ TEST_F(Cli, RunsAnExperiment) {
   refused({"--seeds", "5"}, {"results.json", "--seeds", "seed 3"});
 }
 
+TEST_F(Cli, ReportsOnlyWhatHasMetrics) {
+  const std::string page = path("page.html");
+  for (const char* log : {"", "garbage\n\n{\"step\":", "{\"step\": 3}\n", "[1]\n"}) {
+    const std::string file = folder.file("run/metrics.jsonl", log);
+    expect_failure({"report", path("run"), "-o", page}, 1, {file, "no metrics"});
+    expect_failure({"report", path("run")}, 1, {file, "no metrics"});
+  }
+  fs::rename(path("run") + "/metrics.jsonl", path("run") + "/config.toml");
+  expect_failure({"report", path("run"), "-o", page}, 1, {"metrics.jsonl", "no metrics"});
+  EXPECT_FALSE(fs::exists(page));
+  EXPECT_FALSE(fs::exists(path("run") + "/report.html"));
+  // Beside a run that has some, one that has none yet is shown as that.
+  folder.file("good/metrics.jsonl", "{\"step\": 3, \"val_loss\": 2.5}\nx\n");
+  EXPECT_EQ(run_krait({"report", path("run"), path("good"), "-o", page}).status, 0);
+}
+
 TEST_F(Cli, RefusesExperimentsThatDoNotFit) {
   const auto experiment = [&](std::vector<std::string> more) {
     more.insert(more.begin(), {"experiment"});

@@ -15,6 +15,7 @@ struct ReportFlags {
 
 int run(const ReportFlags& flags) {
   const std::vector<std::filesystem::path> folders(flags.runs.begin(), flags.runs.end());
+  check_metrics(folders);
   const std::string html = report_html(folders);
   if (flags.output == "-") {
     write_stdout(html);

@@ -24,6 +24,7 @@ constexpr std::array kStepKeys = {"step", "tokens",    "elapsed_s",   "loss",
                                   "lr",   "grad_norm", "tokens_per_s"};
 constexpr std::array kEvalKeys = {"step",       "tokens",        "elapsed_s", "val_loss",
                                   "perplexity", "bits_per_byte", "accuracy",  "sequence_accuracy"};
+constexpr size_t kLoss = 3;          // column of both
 constexpr size_t kMaxPoints = 4000;  // per curve; the page stays small and quick
 
 struct Run {
@@ -324,6 +325,18 @@ std::string report_html(const std::vector<std::filesystem::path>& run_folders) {
          (runs.size() > 1 ? " open" : "") + "><summary>Settings</summary>" + config_table(runs) +
          "</details>\n</main>\n<script>\n" + data_script(runs) + kReportScript +
          "</script>\n</body></html>\n";
+}
+
+void check_metrics(const std::vector<std::filesystem::path>& run_folders) {
+  const auto has_loss = [](const Row& row) { return row[kLoss].has_value(); };
+  std::string files;
+  for (const auto& folder : run_folders) {
+    const Run run = read_run(folder);
+    if (std::ranges::any_of(run.steps, has_loss) || std::ranges::any_of(run.evals, has_loss))
+      return;
+    files += (files.empty() ? "" : ", ") + (folder / "metrics.jsonl").string();
+  }
+  throw Error("no metrics to report", files, "a line with \"step\" and \"loss\" or \"val_loss\"");
 }
 
 }  // namespace krait

@@ -13,4 +13,7 @@ namespace krait {
 // when a folder is missing or holds neither file.
 std::string report_html(const std::vector<std::filesystem::path>& run_folders);
 
+// Throws Error where none of the runs has a loss that its page would show.
+void check_metrics(const std::vector<std::filesystem::path>& run_folders);
+
 }  // namespace krait
