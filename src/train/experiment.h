@@ -1,5 +1,6 @@
 // A synthetic task (experiment_task.h) learned and tested, for one seed, in a run folder:
-//   config.toml, metrics.jsonl, tb/, step-N/, model/    as a training run leaves them (trainer.h)
+//   metrics.jsonl, tb/, step-N/, model/                 as a training run leaves them (trainer.h)
+//   config.toml                                         the settings; no run file of krait train
 //   result.json                                         once training is over: the tests so far
 // The run is a function of its settings: stopped anywhere and resumed, it gives the same bits.
 #pragma once
