@@ -1,6 +1,7 @@
 // Decoder step of many sequences through a small model on the GPU: one kernel for all layers,
 // again for each pass, then the norm and the head as ops.
 #include <algorithm>
+#include <vector>
 
 #include "core/error.h"
 #include "ops/cuda/arguments.h"
@@ -51,18 +52,18 @@ bool takes_layer(const DecoderLayer& l) {
       [](const Tensor* t) { return aligned(*t); });
 }
 
-// Of the sequences [begin, end). args: all but what differs between passes.
-void launch_pass(const State& gpu, const DecoderStep& op, int64_t begin, int64_t end,
-                 const Tensor& residual, DecoderClusterArgs& args) {
-  args.num_seqs = static_cast<int>(end - begin);
-  args.tokens = op.tokens.ptr<int32_t>() + begin;
-  args.residual = residual.slice(0, begin, end).data;
-  args.slot = op.slot ? op.slot.ptr<int32_t>() + begin : nullptr;
-  for (size_t i = 0; !op.slot && i < op.layers.size(); ++i) {
-    args.layer[i].conv = op.layers[i].conv.slice(0, begin, end).data;
-    args.layer[i].ssm = op.layers[i].ssm.slice(0, begin, end).data;
+// args: all but what differs between passes.
+void launch_pass(const State& gpu, const DecoderStep& pass, const Tensor& residual,
+                 DecoderClusterArgs& args) {
+  args.num_seqs = static_cast<int>(pass.tokens.shape[0]);
+  args.tokens = pass.tokens.ptr<int32_t>();
+  args.slot = i32(pass.slot);
+  args.residual = residual.data;
+  for (size_t i = 0; i < pass.layers.size(); ++i) {
+    args.layer[i].conv = pass.layers[i].conv.data;
+    args.layer[i].ssm = pass.layers[i].ssm.data;
   }
-  launch_decoder_cluster(gpu, args, op.layers[0].ssm.dtype == DType::bf16);
+  launch_decoder_cluster(gpu, args, pass.layers[0].ssm.dtype == DType::bf16);
 }
 
 }  // namespace
@@ -90,9 +91,12 @@ void decoder_cluster(Context& ctx, const DecoderStep& op) {
   args.eps = op.norm_eps;
   args.per_d_model = 1.0f / static_cast<float>(d_model);
   args.residual_f32 = op.residual_dtype == DType::f32;
-  for (int64_t pass = 0; pass < plan.passes; ++pass)
-    launch_pass(state_of(ctx), op, num_seqs * pass / plan.passes,
-                num_seqs * (pass + 1) / plan.passes, residual, args);
+  std::vector<DecoderLayer> layers;
+  for (int64_t pass = 0; pass < plan.passes; ++pass) {
+    const int64_t begin = num_seqs * pass / plan.passes, end = num_seqs * (pass + 1) / plan.passes;
+    launch_pass(state_of(ctx), part_of(op, begin, end, layers), residual.slice(0, begin, end),
+                args);
+  }
   decoder_logits(ctx, op, residual);
 }
 

@@ -2,6 +2,8 @@
 // the files of these ways only.
 #pragma once
 
+#include <vector>
+
 #include "ops/decoder_step.h"
 #include "ops/decoder_step_plan.h"
 
@@ -20,6 +22,11 @@ void decoder_cluster(Context&, const DecoderStep&);
 // Many: four kernels a layer.
 int64_t batch_takes(Context&, const DecoderStep&);
 void decoder_batch(Context&, const DecoderStep&);
+
+// A step for some of the op's sequences: [begin, end). `layers` keeps what the part needs of its
+// own: where sequences are their own slots, states from the first one's on.
+DecoderStep part_of(const DecoderStep&, int64_t begin, int64_t end,
+                    std::vector<DecoderLayer>& layers);
 
 // The op has layers.
 DecoderShape shape_of(const DecoderStep&);

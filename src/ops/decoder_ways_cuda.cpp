@@ -43,22 +43,25 @@ void decoder_step(Context& ctx, const DecoderStep& op) {
   KRAIT_CHECK(way.step);
   const int64_t num_seqs = op.tokens.shape[0];
   if (num_seqs <= way.seqs) return way.step(ctx, op);
-  for (int64_t begin = 0; begin < num_seqs; begin += way.seqs) {
-    const int64_t end = std::min(num_seqs, begin + way.seqs);
-    DecoderStep part = op;
-    part.tokens = op.tokens.slice(0, begin, end);
-    part.logits = op.logits.slice(0, begin, end);
-    std::vector<DecoderLayer> layers;
-    if (op.slot) {
-      part.slot = op.slot.slice(0, begin, end);
-    } else {  // sequence i of the part is slot begin + i
-      layers.assign(op.layers.begin(), op.layers.end());
-      for (DecoderLayer& l : layers)
-        for (Tensor* state : {&l.conv, &l.ssm}) *state = state->slice(0, begin, end);
-      part.layers = layers;
-    }
-    way.step(ctx, part);
+  std::vector<DecoderLayer> layers;
+  for (int64_t begin = 0; begin < num_seqs; begin += way.seqs)
+    way.step(ctx, part_of(op, begin, std::min(num_seqs, begin + way.seqs), layers));
+}
+
+DecoderStep part_of(const DecoderStep& op, int64_t begin, int64_t end,
+                    std::vector<DecoderLayer>& layers) {
+  DecoderStep part = op;
+  part.tokens = op.tokens.slice(0, begin, end);
+  part.logits = op.logits.slice(0, begin, end);
+  if (op.slot) {
+    part.slot = op.slot.slice(0, begin, end);
+    return part;
   }
+  layers.assign(op.layers.begin(), op.layers.end());
+  for (DecoderLayer& l : layers)
+    for (Tensor* state : {&l.conv, &l.ssm}) *state = state->slice(0, begin, end);
+  part.layers = layers;
+  return part;
 }
 
 DecoderShape shape_of(const DecoderStep& op) {
