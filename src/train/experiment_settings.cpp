@@ -1,41 +1,24 @@
-#include <toml++/toml.h>
-
 #include <algorithm>
-#include <charconv>
 
 #include "core/error.h"
+#include "core/mapped_file.h"
 #include "train/checkpoint.h"
 #include "train/experiment.h"
+#include "train/toml_text.h"
 
 namespace krait {
 namespace {
 
-std::string text_of(double x) {
-  char text[32];
-  const std::string s(text, std::to_chars(text, text + sizeof text, x).ptr);
-  return s.find_first_of(".e") == std::string::npos ? s + ".0" : s;
-}
-
-std::string text_of(int64_t x) { return std::to_string(x); }
-std::string text_of(bool x) { return x ? "true" : "false"; }
-std::string text_of(const std::string& x) { return '"' + x + '"'; }
-
-std::string text_of(const std::vector<int64_t>& list) {
-  std::string s = "[";
-  for (const int64_t x : list) s += (s.size() > 1 ? ", " : "") + std::to_string(x);
-  return s + "]";
-}
-
 // As this file writes it.
 std::string text_of(const toml::node& node) {
-  if (const auto* i = node.as_integer()) return text_of(i->get());
-  if (const auto* f = node.as_floating_point()) return text_of(f->get());
-  if (const auto* b = node.as_boolean()) return text_of(b->get());
-  if (const auto* s = node.as_string()) return text_of(s->get());
+  if (const auto* i = node.as_integer()) return toml_text(i->get());
+  if (const auto* f = node.as_floating_point()) return toml_text(f->get());
+  if (const auto* b = node.as_boolean()) return toml_text(b->get());
+  if (const auto* s = node.as_string()) return toml_text(s->get());
   std::vector<int64_t> list;
   if (const auto* array = node.as_array())
     for (const toml::node& item : *array) list.push_back(item.value_or(int64_t{0}));
-  return text_of(list);
+  return toml_text(list);
 }
 
 enum class Resume { same, may_grow, free };  // what a resumed run may change
@@ -55,37 +38,37 @@ std::vector<Setting> settings_list(const ExperimentSettings& s) {
   const char *const model = "model", *const data = "data", *const optim = "optim",
                     *const train = "train";
   return {
-      {model, "d_model", text_of(s.d_model), "--d-model"},
-      {model, "n_layer", text_of(s.n_layer), "--n-layer"},
-      {model, "d_state", text_of(s.d_state), "--d-state"},
-      {model, "dt_min", text_of(s.dt_min), "--dt-min"},
-      {model, "dt_max", text_of(s.dt_max), "dt_max"},
-      {model, "selective", text_of(s.selective), "--no-selection"},
-      {data, "experiment", text_of(std::string(name_of(t.task))), "the task"},
-      {data, "vocab_size", text_of(t.vocab_size), "vocab_size"},
-      {data, "length", text_of(t.length), "--length"},
-      copying ? Setting{data, "data_tokens", text_of(t.data_tokens), "--data-tokens"}
-              : Setting{data, "max_position", text_of(t.max_position), "--max-position"},
-      {data, "batch_size", text_of(s.batch_size), "--batch"},
-      {data, "growth_steps", text_of(s.growth_steps), "--growth-steps"},
-      {optim, "lr", text_of(s.lr), "--lr"},
-      {optim, "decay_fraction", text_of(s.decay_fraction), "decay_fraction"},
-      {optim, "beta1", text_of(s.adam.beta1), "beta1"},
-      {optim, "beta2", text_of(s.adam.beta2), "--beta2"},
-      {optim, "eps", text_of(s.adam.eps), "eps"},
-      {optim, "weight_decay", text_of(s.adam.weight_decay), "weight_decay"},
-      {optim, "clip", text_of(s.adam.clip), "--clip"},
-      {train, "steps", text_of(s.steps), "--steps", Resume::may_grow},
-      {train, "seed", text_of(static_cast<int64_t>(s.seed)), "seed"},
-      {train, "dtype", text_of(s.dtype), "--dtype"},
-      {train, "eval_every", text_of(s.eval_every), "--eval-every"},
-      {train, "eval_sequences", text_of(s.eval_sequences), "--eval-sequences"},
-      {train, "goal", text_of(s.goal), "--goal", Resume::free},
-      {train, "max_loss", text_of(s.max_loss), "--max-loss", Resume::free},
-      {train, "test_lengths", text_of(s.test_lengths), "--max-test-length"},
-      {train, "max_test_sequences", text_of(s.max_test_sequences), "--test-sequences"},
-      {train, "min_test_sequences", text_of(s.min_test_sequences), "--test-sequences"},
-      {train, "test_tokens", text_of(s.test_tokens), "test_tokens"},
+      {model, "d_model", toml_text(s.d_model), "--d-model"},
+      {model, "n_layer", toml_text(s.n_layer), "--n-layer"},
+      {model, "d_state", toml_text(s.d_state), "--d-state"},
+      {model, "dt_min", toml_text(s.dt_min), "--dt-min"},
+      {model, "dt_max", toml_text(s.dt_max), "dt_max"},
+      {model, "selective", toml_text(s.selective), "--no-selection"},
+      {data, "experiment", toml_text(std::string(name_of(t.task))), "the task"},
+      {data, "vocab_size", toml_text(t.vocab_size), "vocab_size"},
+      {data, "length", toml_text(t.length), "--length"},
+      copying ? Setting{data, "data_tokens", toml_text(t.data_tokens), "--data-tokens"}
+              : Setting{data, "max_position", toml_text(t.max_position), "--max-position"},
+      {data, "batch_size", toml_text(s.batch_size), "--batch"},
+      {data, "growth_steps", toml_text(s.growth_steps), "--growth-steps"},
+      {optim, "lr", toml_text(s.lr), "--lr"},
+      {optim, "decay_fraction", toml_text(s.decay_fraction), "decay_fraction"},
+      {optim, "beta1", toml_text(s.adam.beta1), "beta1"},
+      {optim, "beta2", toml_text(s.adam.beta2), "--beta2"},
+      {optim, "eps", toml_text(s.adam.eps), "eps"},
+      {optim, "weight_decay", toml_text(s.adam.weight_decay), "weight_decay"},
+      {optim, "clip", toml_text(s.adam.clip), "--clip"},
+      {train, "steps", toml_text(s.steps), "--steps", Resume::may_grow},
+      {train, "seed", toml_text(static_cast<int64_t>(s.seed)), "seed"},
+      {train, "dtype", toml_text(s.dtype), "--dtype"},
+      {train, "eval_every", toml_text(s.eval_every), "--eval-every"},
+      {train, "eval_sequences", toml_text(s.eval_sequences), "--eval-sequences"},
+      {train, "goal", toml_text(s.goal), "--goal", Resume::free},
+      {train, "max_loss", toml_text(s.max_loss), "--max-loss", Resume::free},
+      {train, "test_lengths", toml_text(s.test_lengths), "--max-test-length"},
+      {train, "max_test_sequences", toml_text(s.max_test_sequences), "--test-sequences"},
+      {train, "min_test_sequences", toml_text(s.min_test_sequences), "--test-sequences"},
+      {train, "test_tokens", toml_text(s.test_tokens), "test_tokens"},
   };
 }
 
@@ -163,12 +146,7 @@ void check_settings(const ExperimentSettings& s) {
 void check_resumable(const ExperimentSettings& settings, const std::filesystem::path& folder) {
   const std::filesystem::path file = folder / "config.toml";
   if (list_checkpoints(folder).empty() || !std::filesystem::exists(file)) return;
-  toml::table run;
-  try {
-    run = toml::parse_file(file.string());
-  } catch (const toml::parse_error& e) {
-    throw Error("not valid TOML: " + std::string(e.description()), file.string());
-  }
+  const toml::table run = parse_toml(MappedFile(file).text(), file.string());
   for (const Setting& s : settings_list(settings)) {
     const toml::node* const node = run[s.section][s.key].node();
     if (!node || s.resume == Resume::free) continue;  // not written by earlier versions

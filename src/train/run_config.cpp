@@ -1,9 +1,6 @@
 #include "train/run_config.h"
 
-#include <toml++/toml.h>
-
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <map>
 #include <set>
@@ -13,6 +10,7 @@
 #include "core/mapped_file.h"
 #include "model/config.h"
 #include "train/digest.h"
+#include "train/toml_text.h"
 
 namespace krait {
 namespace {
@@ -146,57 +144,18 @@ void visit_keys(Config& c, Visitor&& v) {
   visit_train_keys(c, v);
 }
 
-std::string number_text(double x) {
-  char text[32];
-  const auto end = std::to_chars(text, text + sizeof text, x).ptr;
-  std::string s(text, end);
-  if (s.find_first_of(".en") == std::string::npos)
-    s += ".0";  // TOML: a float has a point or an exponent
-  return s;
-}
-
-std::string toml_string(std::string_view text) {
-  std::string s = "\"";
-  for (const char c : text) {
-    const auto u = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      s += {'\\', c};
-    } else if (c == '\n') {
-      s += "\\n";
-    } else if (c == '\t') {
-      s += "\\t";
-    } else if (u < 0x20 || u == 0x7f) {
-      constexpr char kHex[] = "0123456789abcdef";
-      s += std::string("\\u00") + kHex[u >> 4] + kHex[u & 15];
-    } else {
-      s += c;
-    }
-  }
-  return s + "\"";
-}
-
-std::string to_text(bool x) { return x ? "true" : "false"; }
-std::string to_text(int64_t x) { return std::to_string(x); }
-std::string to_text(double x) { return number_text(x); }
-std::string to_text(const std::string& x) { return toml_string(x); }
-std::string to_text(const std::vector<std::string>& x) {
-  std::string s = "[";
-  for (size_t i = 0; i < x.size(); ++i) s.append(i ? ", " : "").append(toml_string(x[i]));
-  return s + "]";
-}
-
 std::string describe(const toml::node& node) {
-  if (const auto* s = node.as_string()) return toml_string(s->get());
-  if (const auto* i = node.as_integer()) return std::to_string(i->get());
-  if (const auto* f = node.as_floating_point()) return number_text(f->get());
-  if (const auto* b = node.as_boolean()) return to_text(b->get());
+  if (const auto* s = node.as_string()) return toml_text(s->get());
+  if (const auto* i = node.as_integer()) return toml_text(i->get());
+  if (const auto* f = node.as_floating_point()) return toml_text(f->get());
+  if (const auto* b = node.as_boolean()) return toml_text(b->get());
   return node.is_array() ? "an array" : node.is_table() ? "a table" : "a date or time";
 }
 
 std::string range_text(const char* kind, const Limits& limits) {
   const auto bound = [](double x) {
     return x == std::floor(x) && std::abs(x) < 1e15 ? std::to_string(static_cast<int64_t>(x))
-                                                    : number_text(x);
+                                                    : toml_text(x);
   };
   if (limits.high == kMaxCount) return std::string(kind) + " of at least " + bound(limits.low);
   return std::string(kind) + (limits.low_open ? " above " : " from ") + bound(limits.low) +
@@ -209,7 +168,7 @@ void check_range(double x, const char* kind, const Limits& limits, const std::st
   if (!inside) {
     const bool whole = x == std::floor(x) && std::abs(x) < 1e15;
     throw Error("value out of range", where, range_text(kind, limits),
-                whole ? std::to_string(static_cast<int64_t>(x)) : number_text(x));
+                whole ? std::to_string(static_cast<int64_t>(x)) : toml_text(x));
   }
 }
 
@@ -239,7 +198,7 @@ void read(const toml::node& node, std::string& value, const Limits& limits,
           const std::string& where) {
   std::string expected = limits.choices.empty() ? "a string" : "one of";
   for (const auto& choice : limits.choices) {
-    if (!choice.empty()) expected.append(" ").append(toml_string(choice));
+    if (!choice.empty()) expected.append(" ").append(toml_text(choice));
   }
   const auto* s = node.as_string();
   if (!s) throw Error("wrong type", where, expected, describe(node));
@@ -261,15 +220,6 @@ void read(const toml::node& node, std::vector<std::string>& value, const Limits&
     items.push_back(s->get());
   }
   value = std::move(items);
-}
-
-toml::table parse_toml(std::string_view text, const std::string& source) {
-  try {
-    return toml::parse(text);
-  } catch (const toml::parse_error& e) {
-    throw Error("not valid TOML: " + std::string(e.description()),
-                source + ", line " + std::to_string(e.source().begin.line));
-  }
 }
 
 std::string known_sections() { return "one of the sections [model] [data] [optim] [train]"; }
@@ -311,9 +261,9 @@ template <class T>
 std::string command_line_value(const std::string& text) {
   const char first = text.empty() ? ' ' : text.front();
   if constexpr (std::is_same_v<T, std::string>)
-    return first == '"' || first == '\'' ? text : toml_string(text);
+    return first == '"' || first == '\'' ? text : toml_text(text);
   if constexpr (std::is_same_v<T, std::vector<std::string>>)
-    return first == '[' ? text : std::string("[").append(toml_string(text)).append("]");
+    return first == '[' ? text : std::string("[").append(toml_text(text)).append("]");
   return text;
 }
 
@@ -389,7 +339,7 @@ void take_sizes(ModelSettings& m, const Given& given, const std::string& source)
     const std::string key = std::string("model.") + name;
     if (given.contains(key) && !free && value != theirs)
       throw Error("not the size of the model to fine-tune", source + ", " + key,
-                  to_text(theirs) + " as in " + m.init_from + ", or no value", to_text(value));
+                  toml_text(theirs) + " as in " + m.init_from + ", or no value", toml_text(value));
     value = theirs;
   };
   if (!m.size.empty()) {
@@ -439,7 +389,7 @@ void resolve(RunConfig& c, const Given& given, const std::string& source) {
   }
   if (c.optim.min_lr > c.optim.lr) {
     throw Error("value out of range", source + ", optim.min_lr",
-                "at most optim.lr = " + number_text(c.optim.lr), number_text(c.optim.min_lr));
+                "at most optim.lr = " + toml_text(c.optim.lr), toml_text(c.optim.min_lr));
   }
   if (c.train.steps && c.optim.warmup_steps > c.train.steps) {
     throw Error("value out of range", source + ", optim.warmup_steps",
@@ -480,7 +430,7 @@ std::string write_run_config(const RunConfig& config) {
       section = key.section;
       text.append("\n[").append(section).append("]\n");
     }
-    text += std::string(key.name) + " = " + to_text(value) + "  # " + key.meaning + "\n";
+    text += std::string(key.name) + " = " + toml_text(value) + "  # " + key.meaning + "\n";
   });
   return text;
 }
@@ -488,7 +438,7 @@ std::string write_run_config(const RunConfig& config) {
 uint32_t run_config_digest(const RunConfig& config) {
   Crc32c crc;
   visit_keys(config, [&](const Key& key, const auto& value, const Limits&) {
-    if (key.fixed && key.in_digest) crc.update(key.full() + "=" + to_text(value) + "\n");
+    if (key.fixed && key.in_digest) crc.update(key.full() + "=" + toml_text(value) + "\n");
   });
   return crc.value();
 }
@@ -498,12 +448,12 @@ void check_resumable(const RunConfig& config, const std::filesystem::path& file)
   apply_table(run, parse_toml(MappedFile(file).text(), file.string()), file.string());
   std::map<std::string, std::string> kept;
   visit_keys(run, [&](const Key& key, const auto& value, const Limits&) {
-    if (key.fixed) kept[key.full()] = to_text(value);
+    if (key.fixed) kept[key.full()] = toml_text(value);
   });
   visit_keys(config, [&](const Key& key, const auto& value, const Limits&) {
-    if (key.fixed && kept.at(key.full()) != to_text(value))
+    if (key.fixed && kept.at(key.full()) != toml_text(value))
       throw Error(key.full() + " cannot change when a run is resumed", file.string(),
-                  kept.at(key.full()) + " as the run has", to_text(value));
+                  kept.at(key.full()) + " as the run has", toml_text(value));
   });
 }
 

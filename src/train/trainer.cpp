@@ -112,10 +112,11 @@ struct Trainer::Run {
 
   double elapsed() const { return elapsed_before + seconds_since(start); }
   bool timed() const { return config.train.steps == 0; }
-  bool finished() const {
+  bool over_after(double seconds) const {
     return (config.train.steps > 0 && state.step >= config.train.steps) ||
-           (config.train.seconds > 0 && elapsed() >= config.train.seconds);
+           (config.train.seconds > 0 && seconds >= config.train.seconds);
   }
+  bool finished() const { return over_after(elapsed()); }
   fs::path tokenizer() const {
     return config.data.tokenizer == "bytes" ? fs::path() : fs::path(config.data.tokenizer);
   }
@@ -167,9 +168,7 @@ void Trainer::Run::begin(const std::string& resume) {
 // it lacks.
 bool Trainer::Run::open_finished() {
   const fs::path file = folder.path() / "config.toml";
-  const bool over = (config.train.steps > 0 && state.step >= config.train.steps) ||
-                    (config.train.seconds > 0 && elapsed_before >= config.train.seconds);
-  if (!over || !fs::exists(file)) return false;
+  if (!over_after(elapsed_before) || !fs::exists(file)) return false;
   untouched = MappedFile(file).text() != write_run_config(config);
   const bool validates = text.validation.predictions() > 0;
   if (!untouched && validates && !validation_logged(folder.path(), state.step))
